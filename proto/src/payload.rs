@@ -1,0 +1,69 @@
+//! Payloads: JSON objects, and how a path reads one.
+use serde_json::{Map, Value};
+
+/// A point's payload.
+pub type Payload = Map<String, Value>;
+
+/// Why bytes are not a payload.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PayloadError {
+    /// Not JSON.
+    #[error("is not valid JSON: {0}")]
+    Json(String),
+    /// JSON, but not an object.
+    #[error("must be a JSON object")]
+    NotAnObject,
+}
+
+/// Parses payload bytes; empty bytes are an empty payload.
+///
+/// # Errors
+/// [`PayloadError`] where they are not a JSON object.
+pub fn parse(bytes: &[u8]) -> Result<Payload, PayloadError> {
+    if bytes.is_empty() {
+        return Ok(Payload::new());
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(PayloadError::NotAnObject),
+        Err(error) => Err(PayloadError::Json(error.to_string())),
+    }
+}
+
+/// Visits every value that `path` names: keys joined by dots, descending through arrays element by element (`tags`
+/// over `["a","b"]` visits the array's elements as well as paths like `items.name` over an array of objects). A key
+/// that itself contains a dot is found where the whole remaining path names it.
+pub fn visit<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
+    visit_object(payload, path, found);
+}
+
+fn visit_object<'a>(object: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
+    if let Some(value) = object.get(path) {
+        visit_leaf(value, found);
+        return;
+    }
+    let mut from = 0;
+    while let Some(dot) = path[from..].find('.') {
+        let (key, rest) = (&path[..from + dot], &path[from + dot + 1..]);
+        if let Some(value) = object.get(key) {
+            visit_value(value, rest, found);
+            return;
+        }
+        from += dot + 1;
+    }
+}
+
+fn visit_value<'a>(value: &'a Value, path: &str, found: &mut dyn FnMut(&'a Value)) {
+    match value {
+        Value::Object(object) => visit_object(object, path, found),
+        Value::Array(items) => items.iter().for_each(|item| visit_value(item, path, found)),
+        _ => {}
+    }
+}
+
+fn visit_leaf<'a>(value: &'a Value, found: &mut dyn FnMut(&'a Value)) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| visit_leaf(item, found)),
+        other => found(other),
+    }
+}

@@ -1,0 +1,8 @@
+//! The generated messages and services, under one name.
+#![allow(missing_docs, unreachable_pub, clippy::all)]
+
+tonic::include_proto!("nearring.v1");
+
+/// Opens a lazy channel to `host:port`. The network is a constructor argument everywhere: production dials TCP, the
+/// simulator its own network.
+pub type Dial = std::sync::Arc<dyn Fn(&str) -> tonic::transport::Channel + Send + Sync>;
