@@ -1,1 +1,23 @@
+//! The Rust SDK of nearring: a [`Client`] that speaks gRPC to a router.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), nearring_client::Error> {
+//! let client = nearring_client::Client::builder("127.0.0.1:6334").build()?;
+//! let found = client.describe_collection("articles").await?;
+//! println!("{} shards", found.shards.len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Open [`client`] first; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
+//! write have one effect; [`error`] what a caller can do next.
 
+pub mod client;
+pub mod error;
+pub mod retry;
+pub mod session;
+
+pub use client::{Client, ClientBuilder};
+pub use error::{Error, ErrorKind};
+pub use nearring_proto::wire;
+pub use retry::RetryPolicy;
