@@ -166,6 +166,18 @@ impl PointId {
         }
     }
 
+    /// Whether it can be stored.
+    ///
+    /// # Errors
+    /// [`PointIdError`] for a string that is empty or too long.
+    pub fn check(&self) -> Result<(), PointIdError> {
+        match self {
+            PointId::Text(text) if text.is_empty() => Err(PointIdError::Empty),
+            PointId::Text(text) if text.len() > Self::TEXT_BYTES_MAX => Err(PointIdError::TooLong { got: text.len() }),
+            _ => Ok(()),
+        }
+    }
+
     /// What a person typed: digits become a number, a hyphenated UUID a UUID, anything else a string.
     pub fn parse(text: &str) -> Self {
         if let Ok(number) = text.parse::<u64>()
@@ -180,6 +192,20 @@ impl PointId {
         }
         PointId::Text(text.to_owned())
     }
+}
+
+/// Why an id cannot be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PointIdError {
+    /// An empty string.
+    #[error("is an empty string; give a number, a UUID or a non-empty string")]
+    Empty,
+    /// A string beyond [`PointId::TEXT_BYTES_MAX`].
+    #[error("has {got} bytes, at most {} are allowed", PointId::TEXT_BYTES_MAX)]
+    TooLong {
+        /// Its bytes.
+        got: usize,
+    },
 }
 
 impl fmt::Display for PointId {
