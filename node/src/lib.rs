@@ -20,5 +20,3 @@ pub mod settings;
 pub mod shard;
 pub mod shards;
 pub mod store;
-
-
