@@ -10,13 +10,15 @@
 //! ```
 //!
 //! Open [`client`] first; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
-//! write have one effect; [`error`] what a caller can do next.
+//! write have one effect; [`bulk`] imports streams in bounded memory; [`error`] says what a caller can do next.
 
+pub mod bulk;
 pub mod client;
 pub mod error;
 pub mod retry;
 pub mod session;
 
+pub use bulk::{ImportOptions, ImportReport};
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, ErrorKind};
 pub use nearring_proto::wire;
