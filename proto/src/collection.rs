@@ -3,8 +3,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CollectionId, ShardId};
-use crate::vector::{Metric, ScalarKind};
+use crate::filter::check_path;
+use crate::ids::{CollectionId, PointId, ShardId};
+use crate::payload;
+use crate::query::SearchQuery;
+use crate::vector::{self, Metric, ScalarKind};
+use crate::write::Point;
 
 /// One named vector of a collection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -125,8 +129,218 @@ pub struct CollectionUpdate {
     pub seal_points: u32,
 }
 
+impl CollectionSpec {
+    /// The longest collection or vector name, in bytes.
+    pub const NAME_BYTES_MAX: usize = 128;
+    /// The most named vectors.
+    pub const VECTORS_MAX: usize = 64;
+    /// The most payload indexes.
+    pub const PAYLOAD_INDEXES_MAX: usize = 256;
+    /// The most shards.
+    pub const SHARDS_MAX: u32 = 1024;
+    /// The longest routing separator, in bytes.
+    pub const SEPARATOR_BYTES_MAX: usize = 8;
+    /// The largest payload, in bytes of JSON.
+    pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
+    /// Checks the settings themselves. 0 shards and 0 replicas pass: they ask for the defaults.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming the first field that is out of its bounds.
+    pub fn check(&self) -> Result<(), InvalidInput> {
+        check_name(&self.name, "name")?;
+        if self.vectors.is_empty() {
+            return Err(InvalidInput::new("vectors", "is empty; a collection needs at least one vector"));
+        }
+        check_count(self.vectors.len(), Self::VECTORS_MAX, "vectors")?;
+        for (name, spec) in &self.vectors {
+            spec.check(name)?;
+        }
+        check_count(self.payload_indexes.len(), Self::PAYLOAD_INDEXES_MAX, "payload_indexes")?;
+        self.payload_indexes.keys().try_for_each(|path| check_path(path, &format!("payload_indexes[{path:?}]")))?;
+        if self.shard_count > Self::SHARDS_MAX {
+            let reason = format!("is {}, at most {} are allowed", self.shard_count, Self::SHARDS_MAX);
+            return Err(InvalidInput::new("shard_count", reason));
+        }
+        if !matches!(self.replication_factor, 0 | 1 | 3 | 5 | 7) {
+            let reason = format!("is {}; give 1, 3, 5 or 7, or 0 for the default", self.replication_factor);
+            return Err(InvalidInput::new("replication_factor", reason));
+        }
+        if self.routing_separator.len() > Self::SEPARATOR_BYTES_MAX {
+            let (got, most) = (self.routing_separator.len(), Self::SEPARATOR_BYTES_MAX);
+            return Err(InvalidInput::new("routing_separator", format!("has {got} bytes, at most {most} are allowed")));
+        }
+        self.index.check()?;
+        self.documents.as_ref().map_or(Ok(()), |documents| self.check_documents(documents))
+    }
+
+    fn check_documents(&self, documents: &DocumentSpec) -> Result<(), InvalidInput> {
+        if documents.embedder.is_empty() || documents.embedder.len() > Self::NAME_BYTES_MAX {
+            let reason = format!("must name an embedder in 1 to {} bytes", Self::NAME_BYTES_MAX);
+            return Err(InvalidInput::new("documents.embedder", reason));
+        }
+        if !self.vectors.contains_key(&documents.vector) {
+            let reason = format!("names the vector {:?}, which the collection does not have", documents.vector);
+            return Err(InvalidInput::new("documents.vector", reason));
+        }
+        if self.routing_separator.is_empty() {
+            return Err(InvalidInput::new(
+                "routing_separator",
+                "is empty; a collection of documents needs one, such as #, to keep a document's chunks together",
+            ));
+        }
+        check_path(&documents.text_field, "documents.text_field")
+    }
+
+    /// Checks an id on its own.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming `field` for a string id that is empty or too long.
+    pub fn check_id(&self, id: &PointId, field: &str) -> Result<(), InvalidInput> {
+        id.check().map_err(|error| InvalidInput::new(field, error.to_string()))
+    }
+
+    /// Checks a point before any of its batch is proposed. Every vector given must be one of the collection's; a point
+    /// may lack any of them. `field` is the point's place in the request, for example `points[3]`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming the id, the payload or the vector that is refused.
+    pub fn check_point(&self, point: &Point, field: &str) -> Result<(), InvalidInput> {
+        self.check_id(&point.id, &format!("{field}.id"))?;
+        for (name, values) in &point.vectors {
+            self.check_vector(name, values, || format!("{field}.vectors[{name:?}]"))?;
+        }
+        check_payload(&point.payload_json, &format!("{field}.payload_json"))
+    }
+
+    /// Brings a checked point into the form that is stored: cosine vectors at unit length.
+    pub fn prepare_point(&self, point: &mut Point) {
+        for (name, values) in &mut point.vectors {
+            self.prepare_vector(name, values);
+        }
+    }
+
+    /// Checks a query.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming the field that is refused.
+    pub fn check_query(&self, query: &SearchQuery) -> Result<(), InvalidInput> {
+        if !self.vectors.contains_key(&query.vector_name) {
+            return Err(InvalidInput::new("vector_name", self.unknown_vector(&query.vector_name)));
+        }
+        self.check_vector(&query.vector_name, &query.vector, || "vector".to_owned())?;
+        if !(1..=SearchQuery::LIMIT_MAX).contains(&query.limit) {
+            let reason = format!("is {}, must be 1 to {}", query.limit, SearchQuery::LIMIT_MAX);
+            return Err(InvalidInput::new("limit", reason));
+        }
+        if let Some(ef) = query.ef
+            && !(1..=SearchQuery::EF_MAX).contains(&ef)
+        {
+            return Err(InvalidInput::new("ef", format!("is {ef}, must be 1 to {}", SearchQuery::EF_MAX)));
+        }
+        if query.score_threshold.is_some_and(f32::is_nan) {
+            return Err(InvalidInput::new("score_threshold", "is NaN; give a number or leave it out"));
+        }
+        query.filter.as_ref().map_or(Ok(()), |filter| filter.check())
+    }
+
+    /// Brings a checked query's vector into the form that vectors are stored in, so that scores are the metric's.
+    pub fn prepare_query(&self, query: &mut SearchQuery) {
+        self.prepare_vector(&query.vector_name, &mut query.vector);
+    }
+
+    fn prepare_vector(&self, name: &str, values: &mut [f32]) {
+        if self.vectors.get(name).is_some_and(|spec| spec.metric == Metric::Cosine) {
+            vector::normalize(values);
+        }
+    }
+
+    fn check_vector(&self, name: &str, values: &[f32], field: impl Fn() -> String) -> Result<(), InvalidInput> {
+        let spec = self.vectors.get(name).ok_or_else(|| InvalidInput::new(field(), self.unknown_vector(name)))?;
+        vector::check(values, spec.dimension as usize, spec.metric)
+            .map_err(|error| InvalidInput::new(field(), error.to_string()))
+    }
+
+    fn unknown_vector(&self, name: &str) -> String {
+        let known: Vec<String> = self.vectors.keys().map(|known| format!("{known:?}")).collect();
+        format!("{name:?} is not a vector of the collection {:?}, which has {}", self.name, known.join(", "))
+    }
+}
+
+impl VectorSpec {
+    fn check(&self, name: &str) -> Result<(), InvalidInput> {
+        let field = format!("vectors[{name:?}]");
+        if name.len() > CollectionSpec::NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            let most = CollectionSpec::NAME_BYTES_MAX;
+            return Err(InvalidInput::new(field, format!("must have at most {most} bytes and no control characters")));
+        }
+        if !(1..=Self::DIMENSION_MAX).contains(&self.dimension) {
+            let reason = format!("is {}, must be 1 to {}", self.dimension, Self::DIMENSION_MAX);
+            return Err(InvalidInput::new(format!("{field}.dimension"), reason));
+        }
+        if self.scalar == ScalarKind::I8 && self.metric != Metric::Cosine {
+            let reason = "i8 holds components in [-1, 1] and so serves cosine only; give f16 or f32";
+            return Err(InvalidInput::new(format!("{field}.scalar"), reason));
+        }
+        Ok(())
+    }
+}
+
+impl IndexSpec {
+    /// Checks each setting against its bounds.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming the setting that is out of them.
+    pub fn check(&self) -> Result<(), InvalidInput> {
+        let bounds = [
+            ("index.m", self.m, 4..=128),
+            ("index.ef_construction", self.ef_construction, 8..=4096),
+            ("index.ef_search", self.ef_search, 8..=16_384),
+            ("index.seal_points", self.seal_points, 1..=16_777_216),
+        ];
+        for (field, value, allowed) in bounds {
+            if !allowed.contains(&value) {
+                let reason = format!("is {value}, must be {} to {}", allowed.start(), allowed.end());
+                return Err(InvalidInput::new(field, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that bytes are a payload that may be stored.
+///
+/// # Errors
+/// [`InvalidInput`] naming `field` where they are more than [`CollectionSpec::PAYLOAD_BYTES_MAX`] or no JSON object.
+pub fn check_payload(bytes: &[u8], field: &str) -> Result<(), InvalidInput> {
+    if bytes.len() > CollectionSpec::PAYLOAD_BYTES_MAX {
+        let (got, most) = (bytes.len(), CollectionSpec::PAYLOAD_BYTES_MAX);
+        return Err(InvalidInput::new(field, format!("has {got} bytes, at most {most} are allowed")));
+    }
+    payload::parse(bytes).map(drop).map_err(|error| InvalidInput::new(field, error.to_string()))
+}
+
+fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    if name.len() > CollectionSpec::NAME_BYTES_MAX || !starts_well || !name.chars().all(allowed) {
+        return Err(InvalidInput::new(
+            field,
+            "must be 1 to 128 of A-Z a-z 0-9 _ - . and start with a letter, a digit or _",
+        ));
+    }
+    Ok(())
+}
+
+fn check_count(got: usize, most: usize, field: &str) -> Result<(), InvalidInput> {
+    if got > most {
+        return Err(InvalidInput::new(field, format!("has {got} entries, at most {most} are allowed")));
+    }
+    Ok(())
+}
+
 /// Input that a collection refuses: which field, and why.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct InvalidInput {
     /// The request's field, for example `points[3].vectors["title"]`.
@@ -139,5 +353,130 @@ impl InvalidInput {
     /// Names the field and the reason.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { field: field.into(), reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::filter::Filter;
+
+    pub(crate) fn spec(name: &str) -> CollectionSpec {
+        let vector = |metric| VectorSpec { dimension: 2, metric, scalar: ScalarKind::default_for(metric) };
+        CollectionSpec {
+            name: name.to_owned(),
+            vectors: BTreeMap::from([(String::new(), vector(Metric::Cosine)), ("l2".to_owned(), vector(Metric::L2))]),
+            payload_indexes: BTreeMap::from([("lang".to_owned(), FieldKind::Keyword)]),
+            shard_count: 0,
+            replication_factor: 0,
+            routing_separator: "#".to_owned(),
+            index: IndexSpec::default(),
+            documents: Some(DocumentSpec {
+                embedder: "static256".to_owned(),
+                vector: String::new(),
+                text_field: "text".to_owned(),
+            }),
+        }
+    }
+
+    fn point(vectors: &[(&str, &[f32])], payload: &'static str) -> Point {
+        Point {
+            id: PointId::Number(1),
+            vectors: vectors.iter().map(|(name, values)| (name.to_string(), values.to_vec())).collect(),
+            payload_json: bytes::Bytes::from_static(payload.as_bytes()),
+        }
+    }
+
+    fn query() -> SearchQuery {
+        SearchQuery {
+            vector_name: String::new(),
+            vector: vec![3.0, 4.0],
+            limit: 10,
+            filter: None,
+            exact: false,
+            ef: None,
+            with_payload: false,
+            with_vectors: false,
+            score_threshold: None,
+        }
+    }
+
+    #[test]
+    fn a_spec_out_of_bounds_is_refused_by_field() {
+        assert_eq!(spec("books").check(), Ok(()));
+        type Break = fn(&mut CollectionSpec);
+        let cases: [(&str, Break); 14] = [
+            ("name", |s| s.name.clear()),
+            ("name", |s| s.name = ".hidden".into()),
+            ("name", |s| s.name = "a/b".into()),
+            ("name", |s| s.name = "x".repeat(129)),
+            ("vectors", |s| s.vectors.clear()),
+            ("vectors[\"l2\"].dimension", |s| s.vectors.get_mut("l2").unwrap().dimension = 0),
+            ("vectors[\"l2\"].scalar", |s| s.vectors.get_mut("l2").unwrap().scalar = ScalarKind::I8),
+            ("payload_indexes[\"\"]", |s| s.payload_indexes.extend([(String::new(), FieldKind::Bool)])),
+            ("shard_count", |s| s.shard_count = 1025),
+            ("replication_factor", |s| s.replication_factor = 2),
+            ("routing_separator", |s| s.routing_separator = "123456789".into()),
+            ("routing_separator", |s| s.routing_separator.clear()),
+            ("index.ef_search", |s| s.index.ef_search = 7),
+            ("documents.vector", |s| s.documents.as_mut().unwrap().vector = "title".into()),
+        ];
+        for (field, spoil) in cases {
+            let mut spec = spec("books");
+            spoil(&mut spec);
+            assert_eq!(spec.check().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn a_point_is_refused_by_field() {
+        let spec = spec("books");
+        let refused = |point: Point| spec.check_point(&point, "points[3]").unwrap_err().field;
+        assert_eq!(spec.check_point(&point(&[], ""), "p"), Ok(()));
+        assert_eq!(spec.check_point(&point(&[("l2", &[0.0, 0.0])], "{\"a\":[1]}"), "p"), Ok(()));
+        assert_eq!(refused(point(&[("title", &[1.0, 0.0])], "")), "points[3].vectors[\"title\"]");
+        assert_eq!(refused(point(&[("", &[1.0])], "")), "points[3].vectors[\"\"]");
+        assert_eq!(refused(point(&[("", &[0.0, 0.0])], "")), "points[3].vectors[\"\"]");
+        assert_eq!(refused(point(&[("l2", &[f32::NAN, 0.0])], "")), "points[3].vectors[\"l2\"]");
+        assert_eq!(refused(point(&[], "[1]")), "points[3].payload_json");
+        assert_eq!(refused(point(&[], "{")), "points[3].payload_json");
+        let text = Point { id: PointId::Text(String::new()), ..point(&[], "") };
+        assert_eq!(refused(text), "points[3].id");
+        let payload = format!("{{\"a\":\"{}\"}}", "x".repeat(CollectionSpec::PAYLOAD_BYTES_MAX));
+        assert_eq!(refused(Point { payload_json: payload.into(), ..point(&[], "") }), "points[3].payload_json");
+    }
+
+    #[test]
+    fn only_cosine_vectors_are_normalised() {
+        let spec = spec("books");
+        let mut point = point(&[("", &[3.0, 4.0]), ("l2", &[3.0, 4.0])], "");
+        spec.prepare_point(&mut point);
+        assert_eq!(point.vectors[""], [0.6, 0.8]);
+        assert_eq!(point.vectors["l2"], [3.0, 4.0]);
+        let mut query = query();
+        spec.prepare_query(&mut query);
+        assert_eq!(query.vector, [0.6, 0.8]);
+    }
+
+    #[test]
+    fn a_query_is_refused_by_field() {
+        let spec = spec("books");
+        assert_eq!(spec.check_query(&query()), Ok(()));
+        type Break = fn(&mut SearchQuery);
+        let cases: [(&str, Break); 7] = [
+            ("vector_name", |q| q.vector_name = "title".into()),
+            ("vector", |q| q.vector.push(1.0)),
+            ("limit", |q| q.limit = 0),
+            ("limit", |q| q.limit = SearchQuery::LIMIT_MAX + 1),
+            ("ef", |q| q.ef = Some(SearchQuery::EF_MAX + 1)),
+            ("score_threshold", |q| q.score_threshold = Some(f32::NAN)),
+            ("filter.exists", |q| q.filter = Some(Filter::Exists(String::new()))),
+        ];
+        for (field, spoil) in cases {
+            let mut query = query();
+            spoil(&mut query);
+            assert_eq!(spec.check_query(&query).unwrap_err().field, field);
+        }
     }
 }

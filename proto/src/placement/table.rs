@@ -1,10 +1,24 @@
 //! The placement table and the changes that lead from one epoch to the next.
+//!
+//! [`Table::apply`] is a pure function of table and change: the meta group logs changes, and every replica of it reaches
+//! the same table or the same [`Rejected`]. The table is *intent*; each group's own membership is the truth, and nodes
+//! work towards the table.
+//!
+//! **A shard's group is initialised once.** The first replica to see a `Creating` row may initialise the group with
+//! exactly the members listed. Were the list of such a row edited because one member lost its data directory, one node
+//! could have initialised with the old list and another with the new one: two groups under one id, each with a majority
+//! of its own. So a row that is still `Creating` is never edited: it is dropped, and a fresh shard id, which no node has
+//! ever initialised, takes its ordinal in the collection. An `Active` group exists, and changes members by consensus.
+//!
+//! **Data is deleted by name only.** A shard that leaves is listed in [`Table::dropped`] with the replicas that held it;
+//! absence from the table deletes nothing.
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::collection::Collection;
-use crate::ids::{ClusterId, CollectionId, Epoch, Incarnation, NodeId, ReplicaId, ShardId};
+use crate::collection::{Collection, CollectionSpec, CollectionUpdate, InvalidInput};
+use crate::ids::{ClusterId, CollectionId, Epoch, Incarnation, NodeId, PointId, ReplicaId, ShardId};
+use crate::placement::ring::{HomeRing, NodeRing};
 
 /// A storage node as the cluster knows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,6 +70,455 @@ pub struct Table {
     pub collections: BTreeMap<CollectionId, Collection>,
     /// By id.
     pub shards: BTreeMap<ShardId, Shard>,
+    /// Shards that are gone, with the replicas that may delete what they hold of them. The oldest are forgotten beyond
+    /// [`Table::DROPPED_MAX`]; a replica that was away for so long keeps files that an operator may remove.
+    pub dropped: BTreeMap<ShardId, Vec<ReplicaId>>,
     /// The next shard or collection id.
     pub next_id: u64,
+}
+
+/// One thing the meta group decides.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// A node is there: new, with a new address or zone, or in a new life.
+    Join(Node),
+    /// Creates a collection and its shards.
+    CreateCollection(CollectionSpec),
+    /// Changes a collection's settings.
+    UpdateCollection(CollectionUpdate),
+    /// Drops a collection by name, with its shards. One that does not exist is no error.
+    DeleteCollection(String),
+    /// The shard's group is initialised and has a leader.
+    ShardReady(ShardId),
+}
+
+/// What a change did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// The table's epoch afterwards. It stands still where the table already was as the change asks.
+    pub epoch: Epoch,
+    /// The collection created or updated.
+    pub collection: Option<Collection>,
+    /// Whether there was a collection to delete.
+    pub existed: bool,
+}
+
+/// Why a change was refused; the table is as before. Every replica of the meta group reaches the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejected {
+    /// A setting is out of bounds.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// The name is taken.
+    #[error("collection {name:?} exists already")]
+    AlreadyExists {
+        /// The name.
+        name: String,
+    },
+    /// There is no such collection.
+    #[error("collection {name:?} does not exist")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// Replicas need distinct nodes.
+    #[error("replication_factor: {wanted} replicas need {wanted} nodes, the cluster has {have}; lower it or add nodes")]
+    NotEnoughNodes {
+        /// Replicas a shard.
+        wanted: u32,
+        /// Nodes that have joined.
+        have: usize,
+    },
+    /// There is no such shard, or no longer.
+    #[error("shard {shard} does not exist")]
+    UnknownShard {
+        /// The shard.
+        shard: ShardId,
+    },
+}
+
+impl Table {
+    /// How many dropped shards are remembered.
+    pub const DROPPED_MAX: usize = 65_536;
+    /// The most shards a collection gets by default.
+    pub const DEFAULT_SHARDS_MAX: usize = 16;
+    /// Replicas of a shard by default, where there are as many nodes.
+    pub const DEFAULT_REPLICAS: usize = 3;
+
+    /// The empty table of a new cluster, at epoch 0. Ids count from 1: 0 is the meta group's.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            epoch: Epoch(0),
+            nodes: BTreeMap::new(),
+            collections: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            dropped: BTreeMap::new(),
+            next_id: 1,
+        }
+    }
+
+    /// The collection of this name.
+    pub fn collection(&self, name: &str) -> Option<&Collection> {
+        self.collections.values().find(|collection| collection.spec.name == name)
+    }
+
+    /// The home shard of a point. Callers with many ids make one [`HomeRing`] of `collection.shards` and ask that.
+    pub fn home(&self, collection: &Collection, id: &PointId) -> ShardId {
+        HomeRing::new(&collection.shards).home_of(id, &collection.spec.routing_separator)
+    }
+
+    /// Carries out one change, or refuses it and leaves the table as it was. Every change to the table raises its
+    /// epoch by one; a change that finds its work done leaves it, so that a repeated one wakes nobody.
+    ///
+    /// # Errors
+    /// [`Rejected`], a deterministic function of table and change.
+    pub fn apply(&mut self, change: &Change) -> Result<Applied, Rejected> {
+        let mut applied = Applied { epoch: self.epoch, collection: None, existed: false };
+        let changed = match change {
+            Change::Join(node) => self.join(node)?,
+            Change::CreateCollection(spec) => {
+                applied.collection = Some(self.create_collection(spec)?);
+                true
+            }
+            Change::UpdateCollection(update) => {
+                let (collection, changed) = self.update_collection(update)?;
+                applied.collection = Some(collection);
+                changed
+            }
+            Change::DeleteCollection(name) => {
+                applied.existed = self.delete_collection(name);
+                applied.existed
+            }
+            Change::ShardReady(shard) => self.shard_ready(*shard)?,
+        };
+        if changed {
+            self.epoch.0 += 1;
+        }
+        applied.epoch = self.epoch;
+        Ok(applied)
+    }
+
+    fn join(&mut self, node: &Node) -> Result<bool, Rejected> {
+        if node.id.0 == 0 {
+            return Err(InvalidInput::new("node", "is 0; nodes are numbered from 1").into());
+        }
+        if node.address.is_empty() {
+            return Err(InvalidInput::new("address", "is empty; give host:port as others dial it").into());
+        }
+        let before = self.nodes.insert(node.id, node.clone());
+        if let Some(before) = &before
+            && before.incarnation != node.incarnation
+        {
+            self.replace_life(node.id, before.incarnation, node.incarnation);
+        }
+        Ok(before.as_ref() != Some(node))
+    }
+
+    /// Points intent at a node's new life; see the module's rule for shards that are still being created.
+    fn replace_life(&mut self, node: NodeId, old: Incarnation, new: Incarnation) {
+        let (old, new) = (ReplicaId { node, incarnation: old }, ReplicaId { node, incarnation: new });
+        let mut unfinished = Vec::new();
+        for shard in self.shards.values_mut().filter(|shard| shard.replicas.contains(&old)) {
+            match shard.state {
+                ShardState::Creating => unfinished.push(shard.id),
+                ShardState::Active => repoint(&mut shard.replicas, old, new),
+            }
+        }
+        for id in unfinished {
+            let Some(mut shard) = self.drop_shard(id) else { continue };
+            shard.id = ShardId(self.take_id());
+            repoint(&mut shard.replicas, old, new);
+            if let Some(collection) = self.collections.get_mut(&shard.collection) {
+                collection.shards.iter_mut().filter(|ordinal| **ordinal == id).for_each(|ordinal| *ordinal = shard.id);
+            }
+            self.shards.insert(shard.id, shard);
+        }
+    }
+
+    fn create_collection(&mut self, spec: &CollectionSpec) -> Result<Collection, Rejected> {
+        spec.check()?;
+        if self.collection(&spec.name).is_some() {
+            return Err(Rejected::AlreadyExists { name: spec.name.clone() });
+        }
+        let spec = self.with_defaults(spec);
+        let replicas = spec.replication_factor as usize;
+        if replicas > self.nodes.len() {
+            return Err(Rejected::NotEnoughNodes { wanted: spec.replication_factor, have: self.nodes.len() });
+        }
+        let ring = NodeRing::new(self.nodes.values().map(|node| (node.id, node.zone.as_str())));
+        let id = CollectionId(self.take_id());
+        let shards: Vec<ShardId> = (0..spec.shard_count).map(|_| ShardId(self.take_id())).collect();
+        for shard in &shards {
+            let replicas = ring.replicas(*shard, replicas).into_iter().filter_map(|node| self.nodes.get(&node));
+            let replicas = replicas.map(|node| ReplicaId { node: node.id, incarnation: node.incarnation }).collect();
+            let row = Shard { id: *shard, collection: id, state: ShardState::Creating, replicas, home_epoch: 1 };
+            self.shards.insert(*shard, row);
+        }
+        let collection = Collection { id, spec, shards };
+        self.collections.insert(id, collection.clone());
+        Ok(collection)
+    }
+
+    /// Replicas: three, which survive one death; one where fewer than three nodes could not survive any.
+    ///
+    /// Shards: one a node, at most 16. Under hash placement every query asks every shard, and each shard walks its own
+    /// graph, at a cost that grows with the logarithm of its size only: fewer shards cost less CPU a query. One a node
+    /// is the least that gives every node a leader to carry its part of the writes.
+    fn with_defaults(&self, spec: &CollectionSpec) -> CollectionSpec {
+        let mut spec = spec.clone();
+        if spec.replication_factor == 0 {
+            let replicas = if self.nodes.len() < Self::DEFAULT_REPLICAS { 1 } else { Self::DEFAULT_REPLICAS };
+            spec.replication_factor = replicas as u32;
+        }
+        if spec.shard_count == 0 {
+            spec.shard_count = self.nodes.len().clamp(1, Self::DEFAULT_SHARDS_MAX) as u32;
+        }
+        spec
+    }
+
+    fn update_collection(&mut self, update: &CollectionUpdate) -> Result<(Collection, bool), Rejected> {
+        let collection = self.collections.values_mut().find(|collection| collection.spec.name == update.name);
+        let collection = collection.ok_or_else(|| Rejected::NotFound { name: update.name.clone() })?;
+        let mut spec = collection.spec.clone();
+        for path in &update.drop_payload_indexes {
+            spec.payload_indexes.remove(path);
+        }
+        for (path, kind) in &update.add_payload_indexes {
+            let before = spec.payload_indexes.insert(path.clone(), *kind);
+            if before.is_some_and(|before| before != *kind) {
+                let field = format!("add_payload_indexes[{path:?}]");
+                return Err(InvalidInput::new(field, "is indexed as another kind; drop that index as well").into());
+            }
+        }
+        let settings = [
+            (update.m, &mut spec.index.m),
+            (update.ef_construction, &mut spec.index.ef_construction),
+            (update.ef_search, &mut spec.index.ef_search),
+            (update.seal_points, &mut spec.index.seal_points),
+        ];
+        for (new, setting) in settings {
+            if new != 0 {
+                *setting = new;
+            }
+        }
+        spec.check()?;
+        let changed = spec != collection.spec;
+        collection.spec = spec;
+        Ok((collection.clone(), changed))
+    }
+
+    fn delete_collection(&mut self, name: &str) -> bool {
+        let Some(id) = self.collection(name).map(|collection| collection.id) else { return false };
+        let shards = self.collections.remove(&id).map(|collection| collection.shards).unwrap_or_default();
+        for shard in shards {
+            self.drop_shard(shard);
+        }
+        true
+    }
+
+    fn shard_ready(&mut self, shard: ShardId) -> Result<bool, Rejected> {
+        let row = self.shards.get_mut(&shard).ok_or(Rejected::UnknownShard { shard })?;
+        let changed = row.state != ShardState::Active;
+        row.state = ShardState::Active;
+        Ok(changed)
+    }
+
+    fn drop_shard(&mut self, id: ShardId) -> Option<Shard> {
+        let shard = self.shards.remove(&id)?;
+        self.dropped.insert(id, shard.replicas.clone());
+        while self.dropped.len() > Self::DROPPED_MAX {
+            self.dropped.pop_first();
+        }
+        Some(shard)
+    }
+
+    fn take_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+}
+
+fn repoint(replicas: &mut [ReplicaId], old: ReplicaId, new: ReplicaId) {
+    replicas.iter_mut().filter(|replica| **replica == old).for_each(|replica| *replica = new);
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::collection::FieldKind;
+    use crate::collection::tests::spec;
+
+    fn node(id: u64, incarnation: u64) -> Node {
+        Node {
+            id: NodeId(id),
+            incarnation: Incarnation(incarnation),
+            address: format!("node{id}:7000"),
+            zone: String::new(),
+        }
+    }
+
+    pub(crate) fn table(nodes: u64) -> Table {
+        let mut table = Table::new(ClusterId(uuid::Uuid::from_u128(9)));
+        (1..=nodes).for_each(|id| drop(table.apply(&Change::Join(node(id, id * 100))).unwrap()));
+        table
+    }
+
+    fn create(table: &mut Table, spec: CollectionSpec) -> Collection {
+        table.apply(&Change::CreateCollection(spec)).unwrap().collection.unwrap()
+    }
+
+    #[test]
+    fn defaults_follow_the_number_of_nodes() {
+        for (nodes, replicas, shards) in [(1, 1, 1), (2, 1, 2), (3, 3, 3), (5, 3, 5), (20, 3, 16)] {
+            let collection = create(&mut table(nodes), spec("books"));
+            assert_eq!((collection.spec.replication_factor, collection.spec.shard_count), (replicas, shards));
+            assert_eq!(collection.shards.len() as u32, shards);
+        }
+    }
+
+    #[test]
+    fn a_new_collection_gets_shards_on_distinct_living_nodes() {
+        let mut table = table(5);
+        let collection = create(&mut table, CollectionSpec { shard_count: 7, ..spec("books") });
+        assert_eq!(table.epoch, Epoch(6));
+        for id in &collection.shards {
+            let shard = &table.shards[id];
+            assert_eq!((shard.state, shard.home_epoch, shard.collection), (ShardState::Creating, 1, collection.id));
+            assert_eq!(shard.replicas.iter().map(|replica| replica.node).collect::<BTreeSet<_>>().len(), 3);
+            assert!(shard.replicas.iter().all(|replica| replica.incarnation.0 == replica.node.0 * 100));
+        }
+        assert_eq!(table.collection("books"), Some(&collection));
+        let home = table.home(&collection, &PointId::from("doc#1"));
+        assert_eq!(home, table.home(&collection, &PointId::from("doc#2")));
+        assert!(collection.shards.contains(&home));
+    }
+
+    #[test]
+    fn refusals_leave_the_table_as_it_was() {
+        let mut table = table(3);
+        create(&mut table, spec("books"));
+        let before = table.clone();
+        let missing = CollectionUpdate { name: "none".into(), ..Default::default() };
+        let kind = BTreeMap::from([("lang".to_owned(), FieldKind::Integer)]);
+        let other_kind =
+            CollectionUpdate { name: "books".into(), add_payload_indexes: kind, ef_search: 64, ..Default::default() };
+        let out_of_bounds = CollectionUpdate { name: "books".into(), m: 1000, ..Default::default() };
+        for change in [
+            Change::CreateCollection(spec("books")),
+            Change::CreateCollection(spec("no/slash")),
+            Change::CreateCollection(CollectionSpec { replication_factor: 5, ..spec("more") }),
+            Change::UpdateCollection(missing),
+            Change::UpdateCollection(other_kind),
+            Change::UpdateCollection(out_of_bounds),
+            Change::ShardReady(ShardId(999)),
+            Change::Join(node(0, 1)),
+            Change::Join(Node { address: String::new(), ..node(1, 7) }),
+        ] {
+            assert!(table.apply(&change).is_err(), "{change:?}");
+            assert_eq!(table, before);
+        }
+        let none = Table::new(before.cluster).apply(&Change::CreateCollection(spec("books")));
+        assert_eq!(none, Err(Rejected::NotEnoughNodes { wanted: 1, have: 0 }));
+    }
+
+    #[test]
+    fn repeated_changes_do_nothing() {
+        let mut table = table(3);
+        let collection = create(&mut table, spec("books"));
+        table.apply(&Change::ShardReady(collection.shards[0])).unwrap();
+        let before = table.clone();
+        for change in [
+            Change::Join(node(2, 200)),
+            Change::ShardReady(collection.shards[0]),
+            Change::DeleteCollection("none".into()),
+            Change::UpdateCollection(CollectionUpdate { name: "books".into(), ..Default::default() }),
+        ] {
+            let applied = table.apply(&change).unwrap();
+            assert_eq!((applied.epoch, applied.existed), (before.epoch, false));
+            assert_eq!(table, before);
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let mut table = table(3);
+        create(&mut table, spec("books"));
+        let update = CollectionUpdate {
+            name: "books".into(),
+            add_payload_indexes: BTreeMap::from([("lang".to_owned(), FieldKind::Integer)]),
+            drop_payload_indexes: vec!["lang".into()],
+            ef_search: 64,
+            ..Default::default()
+        };
+        let epoch = table.epoch;
+        let applied = table.apply(&Change::UpdateCollection(update)).unwrap();
+        let spec = applied.collection.unwrap().spec;
+        assert_eq!(applied.epoch, Epoch(epoch.0 + 1));
+        assert_eq!((spec.index.ef_search, spec.index.m), (64, 16));
+        assert_eq!(spec.payload_indexes["lang"], FieldKind::Integer);
+        assert_eq!(table.collection("books").unwrap().spec, spec);
+    }
+
+    #[test]
+    fn a_new_life_is_repointed_where_active_and_replaced_where_creating() {
+        let mut table = table(3);
+        let collection = create(&mut table, spec("books"));
+        let (active, creating) = (collection.shards[0], collection.shards[2]);
+        table.apply(&Change::ShardReady(active)).unwrap();
+        table.apply(&Change::ShardReady(collection.shards[1])).unwrap();
+        let next = table.next_id;
+        table.apply(&Change::Join(node(2, 201))).unwrap();
+
+        let lives = |shard: &Shard| shard.replicas.iter().map(|r| (r.node.0, r.incarnation.0)).collect::<BTreeSet<_>>();
+        let expected = BTreeSet::from([(1, 100), (2, 201), (3, 300)]);
+        assert_eq!(
+            (table.shards[&active].state, lives(&table.shards[&active])),
+            (ShardState::Active, expected.clone())
+        );
+        let after = &table.collection("books").unwrap().shards;
+        assert_eq!(after[..], [active, collection.shards[1], ShardId(next)]);
+        let fresh = &table.shards[&ShardId(next)];
+        assert_eq!((fresh.state, lives(fresh)), (ShardState::Creating, expected));
+        assert!(!table.shards.contains_key(&creating));
+        assert!(table.dropped[&creating].contains(&ReplicaId { node: NodeId(2), incarnation: Incarnation(200) }));
+        let late = table.apply(&Change::ShardReady(creating));
+        assert_eq!(late, Err(Rejected::UnknownShard { shard: creating }), "word of the old group comes too late");
+    }
+
+    #[test]
+    fn a_new_address_moves_nothing() {
+        let mut table = table(3);
+        create(&mut table, spec("books"));
+        let (shards, epoch) = (table.shards.clone(), table.epoch);
+        table.apply(&Change::Join(Node { address: "elsewhere:1".into(), ..node(1, 100) })).unwrap();
+        assert_eq!(table.nodes[&NodeId(1)].address, "elsewhere:1");
+        assert_eq!((table.shards, table.epoch), (shards, Epoch(epoch.0 + 1)));
+    }
+
+    #[test]
+    fn a_deleted_collection_names_what_may_be_removed() {
+        let mut table = table(3);
+        let old = create(&mut table, spec("books"));
+        let applied = table.apply(&Change::DeleteCollection("books".into())).unwrap();
+        assert!(applied.existed);
+        assert!(table.shards.is_empty() && table.collections.is_empty());
+        assert_eq!(table.dropped.keys().copied().collect::<Vec<_>>(), old.shards);
+        assert!(table.dropped.values().all(|replicas| replicas.len() == 3));
+        let new = create(&mut table, spec("books"));
+        assert_ne!(new.id, old.id);
+        assert!(new.shards.iter().all(|shard| !old.shards.contains(shard)), "shard ids are never used again");
+    }
+
+    #[test]
+    fn a_table_survives_serde() {
+        let mut table = table(3);
+        create(&mut table, spec("books"));
+        let text = serde_json::to_string(&table).unwrap();
+        assert_eq!(serde_json::from_str::<Table>(&text).unwrap(), table);
+    }
 }
