@@ -1,0 +1,2 @@
+//! Asking many shards at once: [`cover`] chooses whom.
+pub mod cover;
