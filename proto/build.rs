@@ -7,5 +7,6 @@ fn main() -> Result<()> {
         println!("cargo:rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(files, ["proto"]).map_err(std::io::Error::other)?;
-    tonic_prost_build::configure().bytes(".nearring.v1").compile_fds(descriptors)
+    // Ordered maps, so that equal messages are equal bytes: a simulated run must replay exactly.
+    tonic_prost_build::configure().bytes(".nearring.v1").btree_map(".nearring.v1").compile_fds(descriptors)
 }

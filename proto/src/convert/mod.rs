@@ -1,1 +1,111 @@
-//! Between wire messages and domain types.
+//! Between wire messages and domain types, one file a subject. The only module that knows both sides.
+//!
+//! `TryFrom` reads a wire message and refuses what it cannot mean with a [`DecodeError`]; `From` writes one and cannot
+//! fail. Reading checks form (presence, lengths, known enum values, filters); whether a request fits its collection is
+//! the question of [`crate::collection::CollectionSpec`]. Conversions lose nothing: what is written reads back equal.
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::collection::InvalidInput;
+use crate::{WIRE_FORMAT, wire};
+
+mod collection;
+mod filter;
+mod point;
+mod query;
+mod table;
+mod write;
+
+pub use collection::field_kind;
+pub use filter::{decode_filter, encode_filter};
+pub use query::read_level;
+pub use write::{payload_mode, precondition};
+
+/// A wire message that cannot be read: which field, and why.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct DecodeError {
+    /// The field within the message that was read, for example `vectors[1].name`.
+    pub field: String,
+    /// What is wrong with it and what would be right.
+    pub reason: String,
+}
+
+impl DecodeError {
+    /// Names the field and the reason.
+    pub fn new(field: impl Into<String>, reason: impl Display) -> Self {
+        Self { field: field.into(), reason: reason.to_string() }
+    }
+
+    /// The same error, seen from the message that holds the read one in its field `outer`.
+    #[must_use]
+    pub fn within(self, outer: impl Display) -> Self {
+        Self { field: format!("{outer}.{}", self.field), reason: self.reason }
+    }
+}
+
+impl From<InvalidInput> for DecodeError {
+    fn from(invalid: InvalidInput) -> Self {
+        Self { field: invalid.field, reason: invalid.reason }
+    }
+}
+
+/// Refuses a message of a newer layout than this build reads. 0 means 1.
+///
+/// # Errors
+/// [`DecodeError`] on the field `format`.
+pub fn check_format(format: u32) -> Result<(), DecodeError> {
+    if format > WIRE_FORMAT {
+        let reason = format!("is {format}, this build reads up to {WIRE_FORMAT}; upgrade it before its callers");
+        return Err(DecodeError::new("format", reason));
+    }
+    Ok(())
+}
+
+fn required<T>(value: Option<T>, field: &str) -> Result<T, DecodeError> {
+    value.ok_or_else(|| DecodeError::new(field, "is missing"))
+}
+
+fn uuid(bytes: &[u8], field: &str) -> Result<Uuid, DecodeError> {
+    Uuid::from_slice(bytes).map_err(|_| DecodeError::new(field, format!("has {} bytes, must have 16", bytes.len())))
+}
+
+fn uuid_bytes(uuid: Uuid) -> Bytes {
+    Bytes::copy_from_slice(uuid.as_bytes())
+}
+
+fn unknown_enum(value: i32, field: &str) -> DecodeError {
+    DecodeError::new(field, format!("{value} is not a value that this build knows"))
+}
+
+/// Reads a repeated field, numbering the element that fails.
+fn each<W, T, C>(items: Vec<W>, field: &str) -> Result<C, DecodeError>
+where
+    T: TryFrom<W, Error = DecodeError>,
+    C: FromIterator<T>,
+{
+    let read = |(at, item)| T::try_from(item).map_err(|error| error.within(format_args!("{field}[{at}]")));
+    items.into_iter().enumerate().map(read).collect()
+}
+
+fn vectors(vectors: Vec<wire::NamedVector>) -> Result<BTreeMap<String, Vec<f32>>, DecodeError> {
+    let mut named = BTreeMap::new();
+    for (at, vector) in vectors.into_iter().enumerate() {
+        if named.contains_key(&vector.name) {
+            let reason = format!("gives the vector {:?} a second time", vector.name);
+            return Err(DecodeError::new(format!("vectors[{at}].name"), reason));
+        }
+        named.insert(vector.name, vector.values);
+    }
+    Ok(named)
+}
+
+fn vectors_to_wire(vectors: BTreeMap<String, Vec<f32>>) -> Vec<wire::NamedVector> {
+    vectors.into_iter().map(|(name, values)| wire::NamedVector { name, values }).collect()
+}
+
+#[cfg(test)]
+mod tests;
