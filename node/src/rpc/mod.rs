@@ -1,1 +1,0 @@
-//! The node's gRPC services.
