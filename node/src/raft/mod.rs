@@ -6,6 +6,8 @@
 //!
 //! **Invariant:** every task of the node is spawned by [`spawn`] inside a [`scope`], in production too; randomness in Raft
 //! (election timeouts) then comes from the scope's seed, and the binary that is simulated is the binary that is shipped.
+pub mod codec;
+
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
