@@ -6,7 +6,8 @@
 
 entries.txt lists the entries taken, one headword of the index a line. The words of an entry are kept; what changes is
 layout: the headword becomes a Markdown heading, the part of speech an italic line, wrapped lines are joined to
-paragraphs, deeper-indented blocks become code blocks, and the braces around cross-references are removed.
+paragraphs, deeper-indented blocks become code blocks; braces around cross-references, soft hyphens and the names of
+pictures are removed.
 """
 import gzip
 import pathlib
@@ -51,8 +52,9 @@ def markdown(entry):
             continue
         text = re.sub(r"\s+", " ", " ".join(row.strip() for row in rows))
         text = re.sub(r"\{\s*([^{}]*?)\s*\}", r"\1", text)
-        text = re.sub(r"([“‘(\[]) ", r"\1", text)
-        out.append(text)
+        text = re.sub(r"([“‘(\[]) ", r"\1", text).replace("\u00ad", "")
+        if not re.fullmatch(r"\[\w+[-_]\w+\]", text):  # the name of a picture
+            out.append(text)
     return "\n\n".join(out) + "\n"
 
 
