@@ -3,11 +3,13 @@
 //! [`merge`] joins the shards' answers into one ranking; [`scatter`] decides whom to ask, and whom next.
 //!
 //! Answers from documents, in the order in which data flows: [`documents`] cuts texts into chunks, [`embed`] gives chunks
-//! and questions their vectors, [`rag`] packs what a search found and streams the answer, [`generate`] writes it.
+//! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
+//! answer that [`generate`] writes.
 
 pub mod documents;
 pub mod embed;
 pub mod generate;
 pub mod merge;
 pub mod rag;
+pub mod rerank;
 pub mod scatter;

@@ -30,16 +30,18 @@ impl Extractive {
     pub const NOTHING_FOUND: &'static str = "Nothing in the stored documents answers this question.";
 
     const SENTENCES_MAX: usize = 3;
+    /// Of one passage, so that the second best passage is heard too.
+    const PASSAGE_SENTENCES_MAX: usize = 2;
     /// Sentences compared; more than eight passages of the default length hold.
     const CANDIDATES_MAX: usize = 256;
     const SENTENCE_WORDS_MIN: usize = 5;
     /// The share of the best sentence's worth that a further sentence must have.
-    const WORTH_SHARE: f32 = 0.8;
+    const WORTH_SHARE: f32 = 0.7;
     const OVERLAP_WEIGHT: f32 = 0.5;
     const RANK_WEIGHT: f32 = 0.3;
     /// Below this the best sentence is taken to be about something else. Set on the sample collection between its 30
     /// questions and questions about other things (`tests/sample.rs` holds both).
-    const CLOSENESS_MIN: f32 = 0.45;
+    const CLOSENESS_MIN: f32 = 0.40;
 
     /// Compares with this embedder; it need not be the one that found the passages.
     pub fn new(embedder: Arc<dyn Embedder>) -> Self {
@@ -97,7 +99,8 @@ impl Extractive {
                 break;
             }
             // Chunks overlap, so a sentence can come twice.
-            if chosen.iter().all(|other| other.text != candidate.text) {
+            let from_here = chosen.iter().filter(|other| other.passage == candidate.passage).count();
+            if from_here < Self::PASSAGE_SENTENCES_MAX && chosen.iter().all(|other| other.text != candidate.text) {
                 chosen.push(candidate);
             }
         }

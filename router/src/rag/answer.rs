@@ -13,6 +13,7 @@ use super::citations::Citations;
 use super::context::{Budget, Passage, pack};
 use crate::embed::{EmbedError, Embedder};
 use crate::generate::{GenerateError, GenerateRequest, Generator};
+use crate::rerank::by_words;
 
 /// What a reader of an answer sees, in this order: stages as they end, the passages once, text, the end.
 #[derive(Clone, PartialEq, Debug)]
@@ -54,7 +55,7 @@ pub enum AnswerEvent {
 pub struct Wanted {
     /// The question's vector, of unit length.
     pub vector: Vec<f32>,
-    /// How many hits, payload included. More than the passages wanted, since some will repeat each other.
+    /// How many hits, payload included. [`Answerer::FOUND_PER_PASSAGE`] times the passages wanted.
     pub limit: usize,
 }
 
@@ -103,6 +104,8 @@ pub struct Answerer {
 impl Answerer {
     /// The longest question, in bytes.
     pub const QUESTION_BYTES_MAX: usize = 16 * 1024;
+    /// Hits asked of the search for each passage wanted: some repeat each other, and the second look needs a choice.
+    pub const FOUND_PER_PASSAGE: usize = 5;
 
     /// Answers a question from what `search` finds. The stream ends after `Done` or the first error; dropping it stops
     /// the work.
@@ -166,7 +169,7 @@ impl Run {
                     });
                 }
                 State::Search(search, vector) => {
-                    let limit = self.answerer.budget.passages.saturating_mul(2);
+                    let limit = self.answerer.budget.passages.saturating_mul(Answerer::FOUND_PER_PASSAGE);
                     return Some(match search(Wanted { vector, limit }).await {
                         Ok(retrieved) => (Ok(self.stage("search")), State::Pack(retrieved)),
                         Err(error) => (Err(AnswerError::Search(error)), State::Ended),
@@ -175,7 +178,7 @@ impl Run {
                 State::Pack(Retrieved { hits, coverage }) => {
                     let field = &self.answerer.text_field;
                     let ranked = hits.iter().filter_map(|hit| Passage::from_hit(hit, field)).collect();
-                    let passages = pack(ranked, self.answerer.budget);
+                    let passages = pack(by_words(&self.question, ranked), self.answerer.budget);
                     let citations = Citations::new(u32::try_from(passages.len()).unwrap_or(u32::MAX));
                     let request = GenerateRequest { question: self.question.clone(), passages: passages.clone() };
                     let text = self.answerer.generator.generate(request);
@@ -250,7 +253,7 @@ mod tests {
 
     async fn run(question: &str, found: Result<Vec<Hit>, String>) -> Vec<Result<AnswerEvent, AnswerError<String>>> {
         let search = |wanted: Wanted| async move {
-            assert_eq!((wanted.vector.len(), wanted.limit), (256, 12));
+            assert_eq!((wanted.vector.len(), wanted.limit), (256, 30));
             found.map(|hits| Retrieved { hits, coverage: Coverage::default() })
         };
         answerer().answer(question, search).collect().await

@@ -1,7 +1,7 @@
 //! From a question to a cited answer.
 //!
 //! ```text
-//! question → embed → search (the caller's) → context::pack → generate → citations → AnswerEvent …
+//! question → embed → search (the caller's) → rerank → context::pack → generate → citations → AnswerEvent …
 //! ```
 //!
 //! [`answer`] drives; [`context`], [`prompt`], [`citations`] and [`words`] decide, without clock, chance or I/O.
