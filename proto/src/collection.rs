@@ -53,7 +53,7 @@ pub struct IndexSpec {
     pub m: u32,
     /// Breadth while building, 8 to 4,096.
     pub ef_construction: u32,
-    /// Breadth while searching, 8 to 16,384.
+    /// Breadth while searching, 8 to 16,384: of one graph over the whole collection. Its parts are walked less wide.
     pub ef_search: u32,
     /// Tail vectors at which a segment is sealed without waiting for a pause in writing.
     pub seal_points: u32,

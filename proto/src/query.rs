@@ -14,7 +14,8 @@ pub struct SearchQuery {
     pub filter: Option<Filter>,
     /// Compare with every live vector instead of walking graphs.
     pub exact: bool,
-    /// Breadth of the graph walk; `None` = the collection's.
+    /// Breadth of a walk through one graph over the whole collection; shards and segments, which hold a part of the hits each,
+    /// are walked less wide. `None` = the collection's.
     pub ef: Option<usize>,
     /// Return payloads.
     pub with_payload: bool,

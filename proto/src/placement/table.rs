@@ -129,6 +129,17 @@ pub enum Rejected {
         /// Nodes that have joined.
         have: usize,
     },
+    /// Word of a life that has ended. Taken, it would turn intent back to replicas that are gone.
+    #[error("node: {node} has begun life {known:x}; {offered:x} is an earlier one, its data directory is no longer in use",
+        known = known.0, offered = offered.0)]
+    EarlierLife {
+        /// The node.
+        node: NodeId,
+        /// Its current life.
+        known: Incarnation,
+        /// The life that was to join.
+        offered: Incarnation,
+    },
     /// There is no such shard, or no longer.
     #[error("shard {shard} does not exist")]
     UnknownShard {
@@ -205,6 +216,12 @@ impl Table {
         }
         if node.address.is_empty() {
             return Err(InvalidInput::new("address", "is empty; give host:port as others dial it").into());
+        }
+        // Incarnations of a node only grow, so a smaller one is a message that was long on its way.
+        if let Some(Node { incarnation: known, .. }) = self.nodes.get(&node.id)
+            && node.incarnation < *known
+        {
+            return Err(Rejected::EarlierLife { node: node.id, known: *known, offered: node.incarnation });
         }
         let before = self.nodes.insert(node.id, node.clone());
         if let Some(before) = &before
@@ -417,7 +434,8 @@ pub(crate) mod tests {
             Change::UpdateCollection(out_of_bounds),
             Change::ShardReady(ShardId(999)),
             Change::Join(node(0, 1)),
-            Change::Join(Node { address: String::new(), ..node(1, 7) }),
+            Change::Join(Node { address: String::new(), ..node(1, 107) }),
+            Change::Join(node(1, 99)),
         ] {
             assert!(table.apply(&change).is_err(), "{change:?}");
             assert_eq!(table, before);
@@ -488,6 +506,19 @@ pub(crate) mod tests {
         assert!(table.dropped[&creating].contains(&ReplicaId { node: NodeId(2), incarnation: Incarnation(200) }));
         let late = table.apply(&Change::ShardReady(creating));
         assert_eq!(late, Err(Rejected::UnknownShard { shard: creating }), "word of the old group comes too late");
+    }
+
+    #[test]
+    fn a_delayed_join_of_an_earlier_life_turns_nothing_back() {
+        let mut table = table(3);
+        let collection = create(&mut table, spec("books"));
+        collection.shards.iter().for_each(|shard| drop(table.apply(&Change::ShardReady(*shard)).unwrap()));
+        table.apply(&Change::Join(node(2, 201))).unwrap();
+        let before = table.clone();
+        let (known, offered) = (Incarnation(201), Incarnation(200));
+        let late = table.apply(&Change::Join(node(2, 200)));
+        assert_eq!(late, Err(Rejected::EarlierLife { node: NodeId(2), known, offered }));
+        assert_eq!(table, before);
     }
 
     #[test]
