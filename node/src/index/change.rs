@@ -1,0 +1,71 @@
+//! What an applied entry changes in the index. Everything the index holds follows from these changes in log order, so
+//! replicas at one position hold the same.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nearring_proto::collection::CollectionSpec;
+use nearring_proto::ids::{PointId, Version};
+use nearring_proto::payload::Payload;
+
+use crate::machine::command::SegmentHash;
+use crate::machine::record::Stamp;
+
+/// One named vector: when it was last written and, where this entry brought it, its components.
+pub type VectorChange = (Stamp, Option<Arc<[f32]>>);
+
+/// One change, in log order.
+#[derive(Clone, Debug)]
+pub enum IndexChange {
+    /// A point was written, or its payload changed.
+    Put {
+        /// Which.
+        id: PointId,
+        /// Its version now.
+        version: Version,
+        /// Every named vector the point has now; one that is not named any more is gone.
+        vectors: BTreeMap<String, VectorChange>,
+        /// The payload now; `None` where it did not change.
+        payload: Option<Payload>,
+    },
+    /// A point was deleted.
+    Remove {
+        /// Which.
+        id: PointId,
+    },
+    /// A seal was logged: the live tail vectors of this name (or the live members of the sources) are its members.
+    Seal {
+        /// Its number: the entry's index.
+        segment: u64,
+        /// Which named vector.
+        vector: String,
+        /// Installed segments to merge; empty = the tail.
+        sources: Vec<SegmentHash>,
+    },
+    /// A sealed segment takes its place; its sources leave. A live source member that the file does not cover goes back to
+    /// the tail.
+    Install(InstalledSegment),
+    /// A seal was given up.
+    Abandon {
+        /// Its number.
+        segment: u64,
+    },
+    /// The collection's settings are these now.
+    Configure(CollectionSpec),
+}
+
+/// A segment of the manifest: part of the state every replica agrees on.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct InstalledSegment {
+    /// The seal's number.
+    pub segment: u64,
+    /// Names the file.
+    pub hash: SegmentHash,
+    /// Which named vector.
+    pub vector: String,
+    /// Installed segments that it replaced, for the change that installs it; empty in a manifest.
+    pub sources: Vec<SegmentHash>,
+    /// Members in the file, live or not.
+    pub members: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+}

@@ -1,0 +1,419 @@
+//! Finding the nearest: an exact tail, immutable segments, and the strategy between them.
+//!
+//! A new vector must be found at once, and millions of old ones quickly. So a vector begins in the *tail*, which every search scans,
+//! and is taken over by a *segment*: an immutable file with flat f32 rows and an HNSW graph, sealed by a log entry, built by one
+//! replica and shipped to the others. [`change`] is what the state machine tells the index, in log order; [`ShardIndex`] holds what
+//! follows from it: which points there are, where each of their vectors lies, and the payload indexes.
+//!
+//! Rules:
+//! - The index is derived. It holds nothing that is not in records, log, snapshot or segment files, and writes no file itself.
+//! - Replicas at one position, with all files there, answer with the same bytes (the same instruction set provided, as graphs are
+//!   walked with what the processor has). A replica that lacks a file of its manifest refuses searches of that vector; it does
+//!   everything else.
+//! - Scores come from [`kernel`], always over f32. Graphs only pick candidates.
+//! - Reads take `&self`, never wait for one another, and never fail because of what is stored.
+//!
+//! Deliberately not here: deciding when to seal or merge, moving files, durability, and locks (the shard holds one around this).
+pub mod change;
+pub mod kernel;
+pub mod segment;
+pub mod strategy;
+
+mod audit;
+mod builder;
+mod graph;
+mod named;
+mod search;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nearring_proto::collection::{CollectionSpec, IndexSpec};
+use nearring_proto::filter::Filter;
+use nearring_proto::ids::{PointId, Version};
+use nearring_proto::payload::Payload;
+use nearring_proto::query::SearchQuery;
+use roaring::RoaringBitmap;
+
+pub use self::builder::{BuildError, GRAPH_FROM};
+pub use self::graph::GraphError;
+pub use self::segment::{Member, SealWork, Segment, SegmentError};
+
+use self::change::{IndexChange, InstalledSegment};
+use self::named::{Named, Points};
+use self::search::Ask;
+use crate::machine::command::SegmentHash;
+use crate::machine::record::Stamp;
+use crate::payload_index::PayloadIndexes;
+
+/// How a point's payload is read, for filters that the payload indexes cannot answer. `None` where there is no such point.
+pub type PayloadOf<'a> = dyn Fn(&PointId) -> Option<Payload> + 'a;
+
+/// A hit.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Found {
+    /// The point.
+    pub id: PointId,
+    /// Similarity (cosine, dot) or distance (L2).
+    pub score: f32,
+    /// Its version.
+    pub version: Version,
+}
+
+/// Why a search was not carried out.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum SearchError {
+    /// Files of the manifest have not arrived here: ask another replica.
+    #[error("segments {segments:?} of vector {vector:?} have not arrived at this replica; ask another one")]
+    SegmentMissing {
+        /// The named vector.
+        vector: String,
+        /// The missing segments' numbers.
+        segments: Vec<u64>,
+    },
+    /// The index is being restored: ask another replica.
+    #[error("{wanted} vectors of {vector:?} are still being restored at this replica; ask another one")]
+    Restoring {
+        /// The named vector.
+        vector: String,
+        /// Vectors without components so far.
+        wanted: usize,
+    },
+    /// The collection has no such vector (yet).
+    #[error("the collection has no vector {0:?}")]
+    UnknownVector(String),
+    /// The query was not checked.
+    #[error("the query has {got} components, the collection wants {want}")]
+    Dimension {
+        /// Components given.
+        got: usize,
+        /// Components wanted.
+        want: usize,
+    },
+    /// A graph failed.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+/// The index of one shard replica.
+#[derive(Debug, Default)]
+pub struct ShardIndex {
+    points: Points,
+    named: BTreeMap<String, Named>,
+    index: IndexSpec,
+    /// Shards of the collection, this one among them.
+    shards: u32,
+    payloads: PayloadIndexes,
+    /// Payload paths whose index does not know the points that were there before it.
+    unfilled: Vec<String>,
+    /// Files that arrived before the entry that installs them.
+    early: BTreeMap<SegmentHash, Arc<Segment>>,
+}
+
+impl ShardIndex {
+    /// An empty index without settings; [`IndexChange::Configure`] brings them and must come first.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies one change. A `Seal` answers its members, fixed as of this change, unless this replica lacks a file or a source of
+    /// it, or nothing is there to seal: then it cannot build, and the seal is for another or to be abandoned.
+    pub fn apply(&mut self, change: IndexChange) -> Option<SealWork> {
+        match change {
+            IndexChange::Put { id, version, vectors, payload } => {
+                let slot = self.points.put(id.clone(), version);
+                for (name, named) in &mut self.named {
+                    match vectors.get(name) {
+                        Some((stamp, values)) => named.set(slot, &id, *stamp, values.as_deref()),
+                        None => named.clear(slot),
+                    }
+                }
+                if let Some(payload) = payload {
+                    self.payloads.set(slot, &id, &payload);
+                }
+            }
+            IndexChange::Remove { id } => {
+                if let Some(slot) = self.points.remove(&id) {
+                    self.named.values_mut().for_each(|named| named.clear(slot));
+                    self.payloads.remove(slot);
+                }
+            }
+            IndexChange::Seal { segment, vector, sources } => return self.seal(segment, vector, &sources),
+            IndexChange::Install(entry) => {
+                let file = self.early.remove(&entry.hash);
+                self.early.retain(|_, file| file.number() != entry.segment);
+                match self.named.get_mut(&entry.vector) {
+                    Some(named) => named.install(entry, file, &self.points),
+                    None => tracing::error!(vector = entry.vector, "a segment of an unknown vector is left out"),
+                }
+            }
+            IndexChange::Abandon { segment } => self.early.retain(|_, file| file.number() != segment),
+            IndexChange::Configure(spec) => self.configure(spec),
+        }
+        None
+    }
+
+    fn configure(&mut self, spec: CollectionSpec) {
+        self.index = spec.index;
+        self.shards = spec.shard_count;
+        for (name, vector) in spec.vectors {
+            self.named.entry(name).or_insert_with(|| Named::new(vector));
+        }
+        let added = self.payloads.configure(&spec.payload_indexes);
+        self.unfilled.retain(|path| spec.payload_indexes.contains_key(path) && !added.contains(path));
+        if self.points.len() > 0 {
+            self.unfilled.extend(added);
+        }
+    }
+
+    fn seal(&mut self, segment: u64, vector: String, sources: &[SegmentHash]) -> Option<SealWork> {
+        // A newer seal replaces an unfinished one, whose file nobody will install.
+        self.early.retain(|_, file| file.vector() != vector || file.number() >= segment);
+        let named = self.named.get(&vector)?;
+        let members = named.seal(sources, &self.points).filter(|members| !members.is_empty())?;
+        Some(SealWork { segment, vector, spec: named.spec.clone(), index: self.index, members })
+    }
+
+    /// Payload paths whose index was added by a `Configure` while points were here. Give every point's payload to
+    /// [`ShardIndex::fill_payload`] and then call [`ShardIndex::filled`]; until then filters on them are slow, never wrong.
+    pub fn unfilled(&self) -> &[String] {
+        &self.unfilled
+    }
+
+    /// Tells the indexes of the given paths what a point holds. Unknown points are ignored.
+    pub fn fill_payload(&mut self, id: &PointId, payload: &Payload, paths: &[String]) {
+        if let Some(slot) = self.points.slot(id) {
+            self.payloads.set_paths(slot, payload, paths);
+        }
+    }
+
+    /// These paths are filled.
+    pub fn filled(&mut self, paths: &[String]) {
+        self.unfilled.retain(|path| !paths.contains(path));
+    }
+
+    /// Restart: a point as its record has it. Its vectors are looked for in the segments and otherwise wanted. Without a payload,
+    /// filters on this point are slow, never wrong.
+    pub fn restore_record(
+        &mut self,
+        id: PointId,
+        version: Version,
+        stamps: &BTreeMap<String, Stamp>,
+        payload: Option<&Payload>,
+    ) {
+        let vectors = stamps.iter().map(|(name, stamp)| (name.clone(), (*stamp, None))).collect();
+        self.apply(IndexChange::Put { id, version, vectors, payload: payload.cloned() });
+    }
+
+    /// Restart: the manifest, and the files that are here.
+    pub fn restore_manifest(&mut self, manifest: &[InstalledSegment], local: BTreeMap<SegmentHash, Arc<Segment>>) {
+        self.early.extend(local);
+        for entry in manifest {
+            self.apply(IndexChange::Install(InstalledSegment { sources: Vec::new(), ..entry.clone() }));
+        }
+    }
+
+    /// Restart: whether the point has this vector with this stamp and its components are not here yet.
+    pub fn wants(&self, id: &PointId, name: &str, stamp: Stamp) -> bool {
+        let Some((slot, named)) = self.points.slot(id).zip(self.named.get(name)) else { return false };
+        named.stamp(slot) == Some(stamp) && named.place(slot) == named::Place::Wanted
+    }
+
+    /// Restart: brings components that are wanted; others are ignored.
+    pub fn restore_vector(&mut self, id: &PointId, name: &str, stamp: Stamp, values: Arc<[f32]>) {
+        if self.wants(id, name, stamp)
+            && let Some((slot, named)) = self.points.slot(id).zip(self.named.get_mut(name))
+        {
+            named.set(slot, id, stamp, Some(&values));
+        }
+    }
+
+    /// Vectors whose components are not here, by name and id: covered only by segments that are missing, or still to be restored.
+    pub fn wanted(&self) -> Vec<(PointId, String, Stamp)> {
+        let mut wanted = Vec::new();
+        for (name, named) in self.named.iter().filter(|(_, named)| named.wanted > 0) {
+            for (id, slot) in self.points.after(None) {
+                if named.place(slot) == named::Place::Wanted
+                    && let Some(stamp) = named.stamp(slot)
+                {
+                    wanted.push((id.clone(), name.clone(), stamp));
+                }
+            }
+        }
+        wanted
+    }
+
+    /// A segment file is here. One that no entry has installed yet is kept until one does, or until its seal is given up.
+    pub fn attach(&mut self, segment: Arc<Segment>) {
+        let taken = self.named.get_mut(segment.vector()).is_some_and(|named| named.attach(&segment, &self.points));
+        if !taken {
+            self.early.insert(segment.hash(), segment);
+        }
+    }
+
+    /// Entries of the manifest whose file is not here, by number.
+    pub fn missing(&self) -> Vec<InstalledSegment> {
+        by_number(self.named.values().flat_map(Named::missing))
+    }
+
+    /// The installed segments, by number.
+    pub fn manifest(&self) -> Vec<InstalledSegment> {
+        by_number(self.named.values().flat_map(Named::manifest))
+    }
+
+    /// The nearest, best first: at most `limit`, and as many as there are matches. The query has passed
+    /// [`CollectionSpec::check_query`] and been prepared. `payload` is asked only where payload indexes do not decide.
+    ///
+    /// # Errors
+    /// [`SearchError`]; `SegmentMissing` and `Restoring` mean that another replica can answer.
+    pub fn search(&self, query: &SearchQuery, payload: &PayloadOf<'_>) -> Result<Vec<Found>, SearchError> {
+        let name = &query.vector_name;
+        let named = self.named.get(name).ok_or_else(|| SearchError::UnknownVector(name.clone()))?;
+        let segments: Vec<u64> = named.missing().map(|entry| entry.segment).collect();
+        if !segments.is_empty() {
+            return Err(SearchError::SegmentMissing { vector: name.clone(), segments });
+        }
+        if named.wanted > 0 {
+            return Err(SearchError::Restoring { vector: name.clone(), wanted: named.wanted });
+        }
+        let (got, want) = (query.vector.len(), named.spec.dimension as usize);
+        if got != want {
+            return Err(SearchError::Dimension { got, want });
+        }
+        let ef = query.ef.unwrap_or(self.index.ef_search as usize).min(SearchQuery::EF_MAX);
+        // A shard is a part of the collection as a segment is a part of the shard.
+        let ef = strategy::share(ef, 1, u64::from(self.shards));
+        let k = query.limit.clamp(1, SearchQuery::LIMIT_MAX);
+        let ask = Ask { query: &query.vector, k, ef, exact: query.exact, threshold: query.score_threshold };
+        let scored = match &query.filter {
+            None => named.nearest(ask, None, &self.points)?,
+            Some(filter) => match self.payloads.narrow(filter, &named.slots, &|id| self.points.slot(id)) {
+                Some(narrowed) if narrowed.exact => named.nearest(ask, Some(&narrowed.slots), &self.points)?,
+                narrowed => {
+                    let upper = narrowed.as_ref().map_or(&named.slots, |narrowed| &narrowed.slots);
+                    let mut matches = |slot: u32| self.matches(filter, slot, payload);
+                    named.best_first(ask, upper, &self.points, &mut matches)
+                }
+            },
+        };
+        let found = scored.into_iter().filter_map(|(score, slot)| {
+            self.points.at(slot).map(|(id, version)| Found { id: id.clone(), score, version })
+        });
+        Ok(found.collect())
+    }
+
+    fn matches(&self, filter: &Filter, slot: u32, payload: &PayloadOf<'_>) -> bool {
+        let Some((id, _)) = self.points.at(slot) else { return false };
+        payload(id).is_some_and(|payload| filter.matches(id, &payload))
+    }
+
+    /// The slots that can match, and whether all of them do.
+    fn narrow(&self, filter: &Filter) -> (RoaringBitmap, bool) {
+        let all = self.points.used();
+        match self.payloads.narrow(filter, all, &|id| self.points.slot(id)) {
+            Some(narrowed) => (narrowed.slots, narrowed.exact),
+            None => (all.clone(), false),
+        }
+    }
+
+    /// The first `limit` points behind `after` that match, in the order of ids.
+    pub fn matching(
+        &self,
+        filter: &Filter,
+        after: Option<&PointId>,
+        limit: usize,
+        payload: &PayloadOf<'_>,
+    ) -> Vec<PointId> {
+        let (slots, exact) = self.narrow(filter);
+        let matches = |slot: u32| exact || self.matches(filter, slot, payload);
+        // Few candidates are sorted; many are met soon enough by going through the ids.
+        if slots.len() * 16 < self.points.len() as u64 {
+            let ids = slots.iter().filter_map(|slot| self.points.at(slot).map(|(id, _)| (id, slot)));
+            let mut ids: Vec<_> = ids.filter(|(id, _)| after.is_none_or(|after| *id > after)).collect();
+            ids.sort_unstable();
+            return ids.into_iter().filter(|(_, slot)| matches(*slot)).take(limit).map(|(id, _)| id.clone()).collect();
+        }
+        let ids = self.points.after(after).filter(|(_, slot)| slots.contains(*slot) && matches(*slot));
+        ids.take(limit).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// How many points match; all without a filter.
+    pub fn count(&self, filter: Option<&Filter>, payload: &PayloadOf<'_>) -> u64 {
+        let Some(filter) = filter else { return self.points() };
+        let (slots, exact) = self.narrow(filter);
+        if exact {
+            slots.len()
+        } else {
+            slots.iter().filter(|slot| self.matches(filter, *slot, payload)).count() as u64
+        }
+    }
+
+    /// A point's components, as they were written (cosine: at unit length); `None` where it lacks them or they are not here.
+    pub fn vector(&self, id: &PointId, name: &str) -> Option<Arc<[f32]>> {
+        self.named.get(name)?.components(self.points.slot(id)?).map(Arc::from)
+    }
+
+    /// Vectors of this name in the tail. While a file is missing these include the vectors that it will take over.
+    pub fn tail_len(&self, name: &str) -> usize {
+        self.named.get(name).map_or(0, |named| named.tail.len())
+    }
+
+    /// Memory that the tails' components take.
+    pub fn tail_bytes(&self) -> u64 {
+        self.named.values().map(|named| named.tail.bytes()).sum()
+    }
+
+    /// Members of an installed segment that are current; 0 for one that is not installed or not here.
+    pub fn live_members(&self, hash: &SegmentHash) -> u64 {
+        self.named.values().find_map(|named| named.live_members(hash)).unwrap_or(0)
+    }
+
+    /// Points, with or without vectors.
+    pub fn points(&self) -> u64 {
+        self.points.len() as u64
+    }
+
+    /// Every vector that is here and in no file of the manifest here, by name: what a snapshot must carry.
+    pub fn tail_vectors(&self) -> impl Iterator<Item = (PointId, String, Stamp, Arc<[f32]>)> {
+        self.named.iter().flat_map(move |(name, named)| {
+            let slots = named.slots.iter().filter(|slot| named.outside_files(*slot));
+            slots.filter_map(move |slot| {
+                let (id, _) = self.points.at(slot)?;
+                Some((id.clone(), name.clone(), named.stamp(slot)?, Arc::from(named.components(slot)?)))
+            })
+        })
+    }
+
+    /// A sum over every vector that is here, of blake3(name, id, stamp, components): equal between replicas that hold the same,
+    /// wherever it lies. Computed when asked for: reads everything, for a background comparison and for tests.
+    pub fn vectors_digest(&self) -> u128 {
+        let mut digest = 0_u128;
+        for (name, named) in &self.named {
+            for slot in &named.slots {
+                let Some(((id, _), values)) = self.points.at(slot).zip(named.components(slot)) else { continue };
+                let stamp = named.stamp(slot).unwrap_or_default();
+                let mut hasher = blake3::Hasher::new();
+                for part in [name.as_bytes(), &id.to_key()] {
+                    hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+                }
+                hasher.update(&stamp.epoch.to_le_bytes()).update(&stamp.index.to_le_bytes());
+                for value in values {
+                    hasher.update(&value.to_le_bytes());
+                }
+                let mut first = [0; 16];
+                first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+                digest = digest.wrapping_add(u128::from_le_bytes(first));
+            }
+        }
+        digest
+    }
+}
+
+fn by_number<'a>(entries: impl Iterator<Item = &'a InstalledSegment>) -> Vec<InstalledSegment> {
+    let mut entries: Vec<InstalledSegment> = entries.cloned().collect();
+    entries.sort_by_key(|entry| entry.segment);
+    entries
+}

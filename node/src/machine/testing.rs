@@ -1,0 +1,182 @@
+//! What tests of machine and store share: a collection, and entries at random.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+use std::collections::BTreeMap;
+
+use nearring_proto::collection::{CollectionSpec, IndexSpec, VectorSpec};
+use nearring_proto::convert::encode_filter;
+use nearring_proto::filter::Filter;
+use nearring_proto::ids::{PointId, ReplicaId, RequestId, SessionId, Version};
+use nearring_proto::vector::{Metric, ScalarKind};
+use nearring_proto::write::{PayloadMode, Precondition};
+use openraft::vote::RaftLeaderId as _;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::command::{Command, Envelope, PointWrite};
+use crate::raft::LogId;
+
+pub(crate) fn log_id(index: u64) -> LogId {
+    let leader: openraft::alias::LeaderIdOf<crate::raft::TypeConfig> =
+        openraft::impls::leader_id_std::LeaderId::new(1, ReplicaId::from(1));
+    LogId::new(leader.to_committed(), index)
+}
+
+/// Vectors "" and "title" of two components; groups by `#`.
+pub(crate) fn spec() -> CollectionSpec {
+    let vector = VectorSpec { dimension: 2, metric: Metric::Cosine, scalar: ScalarKind::F32 };
+    CollectionSpec {
+        name: "c".to_owned(),
+        vectors: BTreeMap::from([(String::new(), vector.clone()), ("title".to_owned(), vector)]),
+        payload_indexes: BTreeMap::new(),
+        shard_count: 1,
+        replication_factor: 1,
+        routing_separator: "#".to_owned(),
+        index: IndexSpec::default(),
+        documents: None,
+    }
+}
+
+pub(crate) fn configure() -> Command {
+    Command::Configure { spec: spec(), home_epoch: 1 }
+}
+
+pub(crate) fn plain(command: Command) -> Envelope {
+    Envelope { now_ms: 0, request: None, command }
+}
+
+pub(crate) fn session(number: u8) -> SessionId {
+    SessionId(Uuid::from_bytes([number; 16]))
+}
+
+pub(crate) fn request(of: u8, seq: u64, settled_below: u64) -> RequestId {
+    RequestId { session: session(of), seq, settled_below }
+}
+
+/// The ids tests use: few, so that they meet; all kinds; two groups and their neighbours.
+pub(crate) fn ids() -> Vec<PointId> {
+    let texts = ["a", "a#0", "a#1", "a#1#2", "a$", "ab#0", "b#0", "b#1"];
+    let mut ids: Vec<PointId> = texts.iter().map(|text| PointId::Text((*text).to_owned())).collect();
+    ids.extend([PointId::Number(1), PointId::Number(2), PointId::Uuid(Uuid::from_bytes([9; 16]))]);
+    ids
+}
+
+fn some_ids() -> impl Strategy<Value = Vec<PointId>> {
+    prop::sample::subsequence(ids(), 0..=4).prop_shuffle()
+}
+
+fn point(id: PointId) -> impl Strategy<Value = PointWrite> {
+    let component = -4i8..5;
+    let vectors = prop::collection::btree_map(
+        prop_oneof![Just(String::new()), Just("title".to_owned())],
+        // Never zero, which cosine refuses.
+        (component.clone(), component).prop_map(|(x, y)| vec![f32::from(x) + 0.5, f32::from(y)]),
+        0..=2,
+    );
+    (vectors, payload()).prop_map(move |(vectors, payload)| PointWrite {
+        id: id.clone(),
+        vectors: vectors.into_iter().collect(),
+        payload,
+    })
+}
+
+fn points(ids: Vec<PointId>) -> impl Strategy<Value = Vec<PointWrite>> {
+    ids.into_iter().map(point).collect::<Vec<_>>()
+}
+
+fn payload() -> impl Strategy<Value = Vec<u8>> {
+    let texts = [r#""#, r#"{}"#, r#"{"n":1}"#, r#"{"n":2,"t":"x"}"#, r#"{ "t": ["x", null] }"#];
+    prop::sample::select(texts.to_vec()).prop_map(|text| text.as_bytes().to_vec())
+}
+
+fn precondition() -> impl Strategy<Value = Option<Precondition>> {
+    let version = (1u64..3, 1u64..40).prop_map(|(epoch, index)| Version { epoch, index });
+    prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Precondition::InsertOnly)),
+        1 => version.prop_map(|version| Some(Precondition::IfVersion(version))),
+    ]
+}
+
+/// A write that the collection takes.
+pub(crate) fn valid_write() -> BoxedStrategy<Command> {
+    let upsert = some_ids().prop_flat_map(|ids| {
+        let preconditions = prop_oneof![Just(Vec::new()), prop::collection::vec(precondition(), ids.len()),];
+        (points(ids), preconditions).prop_map(|(points, preconditions)| Command::Upsert { points, preconditions })
+    });
+    let merge = (some_ids(), payload(), prop_oneof![Just(PayloadMode::Merge), Just(PayloadMode::Overwrite)]);
+    let keys = (some_ids(), Just(br#"["n","absent"]"#.to_vec()), Just(PayloadMode::DeleteKeys));
+    let set_payload = (prop_oneof![merge.boxed(), keys.boxed()], precondition())
+        .prop_map(|((ids, payload, mode), precondition)| Command::SetPayload { ids, payload, mode, precondition });
+    let delete = (some_ids(), precondition()).prop_map(|(ids, precondition)| Command::Delete { ids, precondition });
+    let filter = encode_filter(&serde_json::from_str::<Filter>(r#"{"equals":{"path":"n","value":2}}"#).unwrap());
+    let delete_if = some_ids().prop_map(move |ids| Command::DeleteIf { ids, filter: filter.clone() });
+    let group = prop::sample::subsequence(vec!["a", "a#0", "a#1", "a#1#2"], 0..=3).prop_flat_map(|ids| {
+        points(ids.into_iter().map(|id| PointId::Text(id.to_owned())).collect())
+            .prop_map(|points| Command::ReplaceGroup { routing_key: "a".to_owned(), separator: "#".to_owned(), points })
+    });
+    prop_oneof![4 => upsert, 2 => set_payload, 1 => delete, 1 => delete_if, 1 => group].boxed()
+}
+
+/// A write that is wrong as a whole.
+pub(crate) fn invalid_write() -> BoxedStrategy<Command> {
+    let good = || PointWrite { id: PointId::Number(1), vectors: vec![], payload: vec![] };
+    let with = |vectors: Vec<(&str, Vec<f32>)>| PointWrite {
+        vectors: vectors.into_iter().map(|(name, values)| (name.to_owned(), values)).collect(),
+        ..good()
+    };
+    let bad_points = vec![
+        vec![good(), good()],
+        vec![with(vec![("nose", vec![1.0, 1.0])])],
+        vec![with(vec![("", vec![1.0])])],
+        vec![with(vec![("", vec![1.0, f32::NAN])])],
+        vec![with(vec![("", vec![0.0, 0.0])])],
+        vec![with(vec![("", vec![1.0, 1.0]), ("", vec![1.0, 1.0])])],
+        vec![PointWrite { payload: b"[1]".to_vec(), ..good() }],
+        vec![PointWrite { payload: b"{".to_vec(), ..good() }],
+        vec![PointWrite { id: PointId::Text(String::new()), ..good() }],
+    ];
+    let upsert = prop::sample::select(bad_points).prop_map(|mut points| {
+        points.insert(0, PointWrite { id: PointId::Number(2), vectors: vec![], payload: vec![] });
+        Command::Upsert { points, preconditions: vec![] }
+    });
+    let ids = |ids: &[u64]| ids.iter().map(|id| PointId::Number(*id)).collect::<Vec<_>>();
+    let group = |key: &str, separator: &str, id: &str| Command::ReplaceGroup {
+        routing_key: key.to_owned(),
+        separator: separator.to_owned(),
+        points: vec![PointWrite { id: PointId::Text(id.to_owned()), ..good() }],
+    };
+    let payload =
+        |ids, payload: &[u8], mode| Command::SetPayload { ids, payload: payload.to_vec(), mode, precondition: None };
+    let others = vec![
+        Command::Upsert { points: vec![good()], preconditions: vec![None, None] },
+        Command::Delete { ids: ids(&[1, 2, 1]), precondition: None },
+        Command::DeleteIf { ids: ids(&[1]), filter: vec![0xff] },
+        payload(ids(&[1, 1]), b"{}", PayloadMode::Merge),
+        payload(ids(&[1]), b"[]", PayloadMode::Merge),
+        payload(ids(&[1]), b"7", PayloadMode::Overwrite),
+        payload(ids(&[1]), b"{}", PayloadMode::DeleteKeys),
+        group("a", "#", "b#1"),
+        group("a", "#", "ab"),
+        group("a", "", "a"),
+        group("a", "##", "a##1"),
+        group("a#b", "#", "a#b#1"),
+    ];
+    prop_oneof![2 => upsert, 2 => prop::sample::select(others)].boxed()
+}
+
+/// An entry and whether its command is valid: time that jumps and goes back, requests whose numbers meet.
+pub(crate) fn entry() -> BoxedStrategy<(Envelope, bool)> {
+    let now = prop_oneof![6 => 0u64..1000, 3 => 1_000u64..7_000_000, 1 => Just(u64::from(u32::MAX))];
+    let request = prop::option::of((0u8..3, 0u64..5, prop_oneof![3 => Just(0), 1 => 0u64..5]))
+        .prop_map(|request| request.map(|(of, seq, settled)| self::request(of, seq, settled)));
+    let command = prop_oneof![
+        8 => valid_write().prop_map(|command| (command, true)),
+        2 => invalid_write().prop_map(|command| (command, false)),
+        4 => (0u8..3, 0u64..7_000_000).prop_map(|(of, opened_at_ms)| {
+            (Command::OpenSession { session: session(of), opened_at_ms }, true)
+        }),
+    ];
+    (now, request, command)
+        .prop_map(|(now_ms, request, (command, valid))| (Envelope { now_ms, request, command }, valid))
+        .boxed()
+}
