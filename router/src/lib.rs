@@ -1,15 +1,31 @@
 //! The stateless router of nearring: it decides which replicas to ask, asks them, and merges what they say.
 //!
-//! [`merge`] joins the shards' answers into one ranking; [`scatter`] decides whom to ask, and whom next.
+//! ```text
+//! gateway → pipeline → plan → scatter → merge          reads
+//! gateway → pipeline → write::batch → write            writes
+//! gateway → pipeline → documents → embed → write       documents
+//! gateway → pipeline → rag (embed → search → rerank → generate)   answers
+//! ```
+//!
+//! Start with [`pipeline`]. [`cluster_view`] is all that a router knows, and none of it is lost when it stops; a cluster
+//! may have any number of routers. [`failure`] says what a node's refusal means, [`router`] puts the parts together.
 //!
 //! Answers from documents, in the order in which data flows: [`documents`] cuts texts into chunks, [`embed`] gives chunks
 //! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
 //! answer that [`generate`] writes.
 
+pub mod cluster_view;
 pub mod documents;
 pub mod embed;
+pub mod failure;
+pub mod gateway;
 pub mod generate;
 pub mod merge;
+pub mod pipeline;
+pub mod plan;
 pub mod rag;
 pub mod rerank;
+pub mod router;
 pub mod scatter;
+pub mod settings;
+pub mod write;

@@ -1,0 +1,2 @@
+//! Doors: each decodes requests, calls the [`crate::pipeline`], encodes answers, and decides nothing else.
+pub mod native;

@@ -1,0 +1,84 @@
+//! The process `nearring-router`: settings from flags or the environment, then serve until told to stop.
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use nearring_router::router::RouterBuilder;
+use nearring_router::settings::Settings;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing_subscriber::EnvFilter;
+
+/// Router of a nearring cluster: takes clients' requests and asks the nodes.
+#[derive(Parser, Debug)]
+#[command(name = "nearring-router", version)]
+struct Arguments {
+    /// Nodes to start from, host:port, separated by commas.
+    #[arg(long, env = "NEARRING_NODES", value_delimiter = ',', required = true)]
+    nodes: Vec<String>,
+    /// Where clients connect.
+    #[arg(long, env = "NEARRING_LISTEN", default_value = "0.0.0.0:6334")]
+    listen: String,
+    /// Deadline of reads that give none, in milliseconds.
+    #[arg(long, env = "NEARRING_READ_DEADLINE_MS", default_value_t = 5_000)]
+    read_deadline_ms: u64,
+    /// Deadline of writes that give none, in milliseconds.
+    #[arg(long, env = "NEARRING_WRITE_DEADLINE_MS", default_value_t = 10_000)]
+    write_deadline_ms: u64,
+    /// Requests under way at once; more are refused.
+    #[arg(long, env = "NEARRING_IN_FLIGHT", default_value_t = 1024)]
+    in_flight: usize,
+    /// What to log, as in `info` or `nearring_router=debug`.
+    #[arg(long, env = "NEARRING_LOG", default_value = "info")]
+    log: String,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_new(&arguments.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let mut settings = Settings::new(arguments.nodes.iter().map(|node| node.trim().to_owned()).collect());
+    settings.deadlines.read = Duration::from_millis(arguments.read_deadline_ms);
+    settings.deadlines.write = Duration::from_millis(arguments.write_deadline_ms);
+    settings.limits.in_flight = arguments.in_flight;
+    let listener = tokio::net::TcpListener::bind(&arguments.listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let incoming = TcpListenerStream::new(listener).map(|connection| {
+        connection.inspect(|stream| {
+            // Without it every small answer waits some 40 ms for the client's delayed acknowledgement. A connection
+            // that cannot be told so works all the same.
+            let _ = stream.set_nodelay(true);
+        })
+    });
+    RouterBuilder::new(settings).serve(incoming, told_to_stop()).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ends at SIGINT or SIGTERM.
+async fn told_to_stop() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ended = interrupt.await;
+}

@@ -1,0 +1,165 @@
+//! The router as a process part: builder, the task that follows the table, and the server.
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use nearring_proto::collection::InvalidInput;
+use nearring_proto::wire::Dial;
+use nearring_proto::wire::nearring_server::NearringServer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::cluster_view::ClusterView;
+use crate::embed::{EmbedError, Embedder, Static256};
+use crate::gateway::native::Native;
+use crate::generate::{Extractive, Generator};
+use crate::pipeline::Pipeline;
+use crate::settings::Settings;
+
+/// Puts a router together from its settings and its replaceable parts.
+pub struct RouterBuilder {
+    settings: Settings,
+    dial: Option<Dial>,
+    seed: Option<u64>,
+    embedder: Option<Arc<dyn Embedder>>,
+    generator: Option<Arc<dyn Generator>>,
+    inline: bool,
+}
+
+/// Why a router does not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A setting is out of bounds.
+    #[error("settings: {0}")]
+    Settings(#[from] InvalidInput),
+    /// The built-in embedder does not load.
+    #[error(transparent)]
+    Embedder(#[from] EmbedError),
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+impl RouterBuilder {
+    /// A router with these settings, TCP, a random seed, and what ships for embedding and generating.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, dial: None, seed: None, embedder: None, generator: None, inline: false }
+    }
+
+    /// Reaches nodes this way.
+    pub fn dial(mut self, dial: Dial) -> Self {
+        self.dial = Some(dial);
+        self
+    }
+
+    /// Every random choice follows from this.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Embeds with this.
+    pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
+        self.embedder = Some(embedder);
+        self
+    }
+
+    /// Writes answers with this.
+    pub fn generator(mut self, generator: Arc<dyn Generator>) -> Self {
+        self.generator = Some(generator);
+        self
+    }
+
+    /// Embeds on the calling task instead of a pool of threads, for simulations.
+    pub fn inline_compute(mut self) -> Self {
+        self.inline = true;
+        self
+    }
+
+    /// Starts following the table; call within a tokio runtime. Nodes need not be there yet.
+    ///
+    /// # Errors
+    /// [`RouterError`] for settings or an embedder that cannot work.
+    pub fn start(self) -> Result<Router, RouterError> {
+        self.settings.check()?;
+        let embedder: Arc<dyn Embedder> = match self.embedder {
+            Some(embedder) => embedder,
+            None => Static256::shared()?,
+        };
+        let generator = self.generator.unwrap_or_else(|| Arc::new(Extractive::new(embedder.clone())));
+        let dial = self.dial.unwrap_or_else(tcp);
+        let seed = self.seed.unwrap_or_else(rand::random);
+        let message_bytes = self.settings.limits.message_bytes;
+        let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
+        let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
+        let pipeline = Pipeline::new(view, self.settings, embedder, generator, self.inline);
+        Ok(Router { native: Native::new(pipeline), _watch: watch })
+    }
+
+    /// Starts, and serves `incoming` connections until `shutdown` is done; requests under way are finished.
+    ///
+    /// # Errors
+    /// [`RouterError`].
+    pub async fn serve<I, IO, F>(self, incoming: I, shutdown: F) -> Result<(), RouterError>
+    where
+        I: Stream<Item = io::Result<IO>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        F: Future<Output = ()>,
+    {
+        self.start()?.serve(incoming, shutdown).await
+    }
+}
+
+/// A running router. Cheap to clone; when the last clone is gone, it no longer follows the table.
+#[derive(Clone)]
+pub struct Router {
+    native: Native,
+    _watch: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Router {
+    /// What it can do, for callers in the same process.
+    pub fn pipeline(&self) -> &Pipeline {
+        self.native.pipeline()
+    }
+
+    /// The gRPC service, to be added to a server.
+    pub fn service(&self) -> NearringServer<Native> {
+        let most = self.pipeline().settings().limits.message_bytes;
+        NearringServer::new(self.native.clone()).max_decoding_message_size(most).max_encoding_message_size(most)
+    }
+
+    /// Serves `incoming` connections until `shutdown` is done; requests under way are finished.
+    ///
+    /// # Errors
+    /// [`RouterError::Server`].
+    pub async fn serve<I, IO, F>(self, incoming: I, shutdown: F) -> Result<(), RouterError>
+    where
+        I: Stream<Item = io::Result<IO>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        F: Future<Output = ()>,
+    {
+        let server = tonic::transport::Server::builder().add_service(self.service());
+        Ok(server.serve_with_incoming_shutdown(incoming, shutdown).await?)
+    }
+}
+
+/// Reaches nodes over TCP. A connection whose peer has vanished without a word is noticed by unanswered pings, so that
+/// calls on it end long before their deadline.
+pub fn tcp() -> Dial {
+    Arc::new(|address: &str| -> Channel {
+        // An address that is no URI reaches nobody: port 0 refuses every connection.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"));
+        endpoint
+            .connect_timeout(Duration::from_secs(2))
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true)
+            .connect_lazy()
+    })
+}
