@@ -58,7 +58,8 @@ impl Client {
         options: ImportOptions,
         mut progress: impl FnMut(u64),
     ) -> Result<ImportReport, Error> {
-        let mut points = pin!(points);
+        // It is asked again after its end.
+        let mut points = pin!(points.fuse());
         let mut report = ImportReport::default();
         let mut under_way = FuturesUnordered::new();
         let mut failed = None;
@@ -84,7 +85,7 @@ impl Client {
             let exhausted = batch.points.is_empty();
             if !exhausted {
                 report.read += batch.points.len() as u64;
-                under_way.push(self.send(collection, batch));
+                under_way.push(self.send_batch(collection, batch));
             }
             while under_way.len() >= if exhausted { 1 } else { options.in_flight.max(1) } {
                 match under_way.next().await {
@@ -110,13 +111,13 @@ impl Client {
         }
     }
 
-    async fn send(&self, collection: &str, batch: Batch) -> Result<(u64, wire::WriteReply), Error> {
+    async fn send_batch(&self, collection: &str, batch: Batch) -> Result<(u64, wire::WriteReply), Error> {
         let reply = self.upsert(collection, batch.points).await?;
         match reply.errors.first() {
-            Some(error) => Err(Error {
-                kind: ErrorKind::Unavailable,
-                message: format!("shard {} did not take its part of a batch: {}", error.shard, error.message),
-            }),
+            Some(error) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("shard {} did not take its part of a batch: {}", error.shard, error.message),
+            )),
             None => Ok((batch.first, reply)),
         }
     }

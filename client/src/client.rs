@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, SESSION_EXPIRED};
 use crate::retry::RetryPolicy;
 use crate::session::Session;
 
@@ -51,9 +51,9 @@ impl ClientBuilder {
         let channel = match &self.dial {
             Some(dial) => dial(&self.router),
             None => Endpoint::from_shared(format!("http://{}", self.router))
-                .map_err(|error| Error {
-                    kind: ErrorKind::InvalidInput,
-                    message: format!("router address {:?} is not host:port: {error}", self.router),
+                .map_err(|error| {
+                    let message = format!("router address {:?} is not host:port: {error}", self.router);
+                    Error::new(ErrorKind::InvalidInput, message)
                 })?
                 .connect_timeout(Duration::from_secs(2))
                 .tcp_nodelay(true)
@@ -86,6 +86,7 @@ struct Shared {
     sessions: Mutex<BTreeMap<String, Session>>,
 }
 
+/// A plain lock: what it guards is whole after any panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -93,6 +94,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Client {
     /// The largest answer accepted, in bytes.
     pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+    const GRACE: Duration = Duration::from_millis(500);
 
     /// A builder for a client of the router at `host:port`.
     pub fn builder(router: impl Into<String>) -> ClientBuilder {
@@ -119,7 +121,32 @@ impl Client {
     /// [`ErrorKind::NotFound`], or a transient kind.
     pub async fn describe_collection(&self, name: &str) -> Result<wire::CollectionInfo, Error> {
         let request = wire::DescribeCollectionRequest { format: WIRE_FORMAT, name: name.to_owned() };
-        self.call(true, request, async |mut rpc, request| rpc.describe_collection(request).await).await
+        let info = self.call(true, request, async |mut rpc, request| rpc.describe_collection(request).await).await?;
+        // A name that was deleted and created again has other shards; what was seen of the old ones means nothing.
+        if let Some(token) = lock(&self.shared.tokens).get_mut(name) {
+            token.retain(|shard| info.shards.contains(&shard.0));
+        }
+        Ok(info)
+    }
+
+    /// Every collection, by name.
+    ///
+    /// # Errors
+    /// A transient kind.
+    pub async fn list_collections(&self) -> Result<Vec<wire::CollectionInfo>, Error> {
+        let request = wire::ListCollectionsRequest { format: WIRE_FORMAT };
+        let reply = self.call(true, request, async |mut rpc, request| rpc.list_collections(request).await).await?;
+        Ok(reply.collections)
+    }
+
+    /// Adds or drops payload indexes and changes index settings; what `update` leaves out stays. Repeating it has the
+    /// same effect, so a failed one is repeated.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] naming the field, [`ErrorKind::NotFound`], or a transient kind.
+    pub async fn update_collection(&self, update: wire::UpdateCollection) -> Result<wire::CollectionInfo, Error> {
+        let request = wire::UpdateCollectionRequest { format: WIRE_FORMAT, update: Some(update) };
+        self.call(true, request, async |mut rpc, request| rpc.update_collection(request).await).await
     }
 
     /// Deletes a collection with all its points; says whether it existed.
@@ -134,76 +161,27 @@ impl Client {
         Ok(reply.existed)
     }
 
-    /// Writes whole points. Shards commit separately: look at `errors` and `outcomes` of the reply.
+    /// The placement table, and what every node says of itself.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] naming the field of a bad point, in which case nothing was written.
-    pub async fn upsert(&self, collection: &str, points: Vec<wire::UpsertPoint>) -> Result<wire::WriteReply, Error> {
-        let session = self.session(collection).await?;
-        let ticket = session.begin();
-        let request = wire::UpsertRequest {
-            format: WIRE_FORMAT,
-            collection: collection.to_owned(),
-            points,
-            request: Some(ticket.request_id()),
-            deadline_ms: self.deadline_ms(),
-        };
-        let reply = self.call(true, request, async |mut rpc, request| rpc.upsert(request).await).await?;
-        self.observe(collection, &reply.positions);
-        Ok(reply)
+    /// A transient kind.
+    pub async fn cluster_status(&self) -> Result<wire::ClusterStatusReply, Error> {
+        let request = wire::ClusterStatusRequest { format: WIRE_FORMAT };
+        self.call(true, request, async |mut rpc, request| rpc.cluster_status(request).await).await
     }
 
-    /// Deletes points by id. As [`Client::upsert`].
-    ///
-    /// # Errors
-    /// As [`Client::upsert`].
-    pub async fn delete(&self, collection: &str, ids: Vec<wire::PointId>) -> Result<wire::WriteReply, Error> {
-        let session = self.session(collection).await?;
-        let ticket = session.begin();
-        let request = wire::DeleteRequest {
-            format: WIRE_FORMAT,
-            collection: collection.to_owned(),
-            ids,
-            request: Some(ticket.request_id()),
-            deadline_ms: self.deadline_ms(),
-            ..Default::default()
-        };
-        let reply = self.call(true, request, async |mut rpc, request| rpc.delete(request).await).await?;
-        self.observe(collection, &reply.positions);
-        Ok(reply)
-    }
-
-    /// Points by id; those that do not exist are left out. `linearizable` unless `read` says otherwise.
+    /// Compares the replicas' digests at equal log positions; `collection` "" means all. Reads every record of every
+    /// replica: as long as the collections are large.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] for the collection, or a transient kind.
-    pub async fn get(&self, mut request: wire::GetRequest) -> Result<wire::GetReply, Error> {
-        let collection = request.collection.clone();
-        request.format = WIRE_FORMAT;
-        request.read = Some(self.read(&collection, request.read));
-        let reply = self.call(true, request, async |mut rpc, request| rpc.get(request).await).await?;
-        self.observe(&collection, &reply.positions);
-        Ok(reply)
-    }
-
-    /// The nearest points, and which shards the answer rests on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] naming the field, [`ErrorKind::NotFound`] for the collection, or a transient kind.
-    pub async fn search(&self, mut request: wire::SearchRequest) -> Result<wire::SearchReply, Error> {
-        let collection = request.collection.clone();
-        request.format = WIRE_FORMAT;
-        request.read = Some(self.read(&collection, request.read));
-        let reply = self.call(true, request, async |mut rpc, request| rpc.search(request).await).await?;
-        let seen: Vec<wire::Position> = reply
-            .coverage
-            .iter()
-            .flat_map(|coverage| &coverage.shards)
-            .filter(|shard| shard.state == wire::shard_coverage::State::Searched as i32)
-            .map(|shard| wire::Position { shard: shard.shard, index: shard.index })
-            .collect();
-        self.observe(&collection, &seen);
-        Ok(reply)
+    pub async fn verify_replicas(&self, collection: &str) -> Result<wire::VerifyReplicasReply, Error> {
+        let request = wire::VerifyReplicasRequest {
+            format: WIRE_FORMAT,
+            collection: collection.to_owned(),
+            deadline_ms: self.deadline_ms(),
+        };
+        self.call(true, request, async |mut rpc, request| rpc.verify_replicas(request).await).await
     }
 
     /// Everything this client has seen of a collection, to hand to another one.
@@ -218,13 +196,13 @@ impl Client {
         token.positions().for_each(|position| mine.observe(position));
     }
 
-    fn observe(&self, collection: &str, positions: &[wire::Position]) {
+    pub(crate) fn observe(&self, collection: &str, positions: &[wire::Position]) {
         let seen = positions.iter().map(|seen| Position { shard: ShardId(seen.shard), index: seen.index }).collect();
         self.observe_token(collection, &seen);
     }
 
     /// Adds this client's token to what the caller asked for.
-    fn read(&self, collection: &str, asked: Option<wire::ReadOptions>) -> wire::ReadOptions {
+    pub(crate) fn read(&self, collection: &str, asked: Option<wire::ReadOptions>) -> wire::ReadOptions {
         let mut read = asked.unwrap_or_default();
         let eventual = read.level == wire::ReadLevel::Eventual as i32;
         if !eventual {
@@ -237,7 +215,7 @@ impl Client {
         read
     }
 
-    fn deadline_ms(&self) -> u32 {
+    pub(crate) fn deadline_ms(&self) -> u32 {
         u32::try_from(self.deadline.as_millis()).unwrap_or(u32::MAX)
     }
 
@@ -260,8 +238,82 @@ impl Client {
         Ok(lock(&self.shared.sessions).entry(collection.to_owned()).or_insert(session).clone())
     }
 
+    /// Lets the next write open another session, unless a concurrent one has done so already.
+    fn forget_session(&self, collection: &str, expired: &Session) {
+        let mut sessions = lock(&self.shared.sessions);
+        if sessions.get(collection).is_some_and(|current| current.id() == expired.id()) {
+            sessions.remove(collection);
+        }
+    }
+
+    /// One write with one effect. `message` makes the request for a request id; every repeat carries the same one, so
+    /// shards that took their part already answer from their tables, and only those that did not do it now.
+    ///
+    /// Where the session has expired, nothing of that arrival was executed: the write goes out once more under a new
+    /// session, but only if no earlier arrival of it may have been executed under the old one.
+    pub(crate) async fn write<Q: Clone, A: WriteAnswer>(
+        &self,
+        collection: &str,
+        message: impl Fn(wire::RequestId) -> Q,
+        send: impl AsyncFn(NearringClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Error> {
+        let mut renewed = false;
+        let mut sent = 0;
+        loop {
+            let session = self.session(collection).await?;
+            let ticket = session.begin();
+            let mut uncertain = None;
+            let error = loop {
+                sent += 1;
+                let (kind, outcome) = match self.send(message(ticket.request_id()), &send).await {
+                    Ok(reply) => {
+                        self.observe(collection, reply.positions());
+                        if reply.errors().is_empty() {
+                            return Ok(reply);
+                        }
+                        if reply.errors().iter().any(|error| error.message.contains(SESSION_EXPIRED)) {
+                            // Other shards have taken their part, so it must not go out under another number.
+                            self.forget_session(collection, &session);
+                            return Ok(reply);
+                        }
+                        (ErrorKind::Unavailable, Ok(reply))
+                    }
+                    Err(error) => (error.kind, Err(error)),
+                };
+                match (self.retry.next_pause(sent, kind, true, rand::random()), outcome) {
+                    (Some(pause), outcome) => {
+                        uncertain = Some(match outcome {
+                            Ok(_) => "a part of its shards".to_owned(),
+                            Err(error) => error.message,
+                        });
+                        tokio::time::sleep(pause).await;
+                    }
+                    (None, Ok(reply)) => return Ok(reply),
+                    (None, Err(error)) => break error,
+                }
+            };
+            if error.kind != ErrorKind::SessionExpired {
+                return Err(error);
+            }
+            self.forget_session(collection, &session);
+            if let Some(before) = uncertain {
+                return Err(Error::new(
+                    ErrorKind::UnknownOutcome,
+                    format!(
+                        "the write's outcome is unknown: an earlier attempt failed ({before}), and the session that \
+                         would have made a repeat harmless has expired; read the points, then decide"
+                    ),
+                ));
+            }
+            if renewed {
+                return Err(error);
+            }
+            renewed = true;
+        }
+    }
+
     /// Sends until it succeeds or the policy gives up; every send has its own deadline.
-    async fn call<Q: Clone, A>(
+    pub(crate) async fn call<Q: Clone, A>(
         &self,
         repeatable: bool,
         message: Q,
@@ -269,21 +321,70 @@ impl Client {
     ) -> Result<A, Error> {
         let mut sent = 0;
         loop {
-            let mut request = Request::new(message.clone());
-            request.set_timeout(self.deadline);
             sent += 1;
-            let error = match tokio::time::timeout(self.deadline, send(self.rpc.clone(), request)).await {
-                Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) => Error::from(status),
-                Err(_) => Error {
-                    kind: ErrorKind::DeadlineExceeded,
-                    message: format!("no answer within {} ms", self.deadline.as_millis()),
-                },
+            let error = match self.send(message.clone(), &send).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
             };
             match self.retry.next_pause(sent, error.kind, repeatable, rand::random()) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error),
             }
         }
+    }
+
+    /// Sends once. The transport gets a little longer than the servers, so that their answer to a deadline, which says
+    /// what was waited for, arrives before this side gives up.
+    async fn send<Q, A>(
+        &self,
+        message: Q,
+        send: &impl AsyncFn(NearringClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Error> {
+        let patience = self.deadline + Self::GRACE;
+        let mut request = Request::new(message);
+        request.set_timeout(patience);
+        match tokio::time::timeout(patience, send(self.rpc.clone(), request)).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => Err(Error::from(status)),
+            Err(_) => Err(self.no_answer()),
+        }
+    }
+
+    pub(crate) fn no_answer(&self) -> Error {
+        let message = format!("no answer within {} ms", self.deadline.as_millis());
+        Error::new(ErrorKind::DeadlineExceeded, message)
+    }
+
+    /// How long to wait for one answer.
+    pub(crate) fn patience(&self) -> Duration {
+        self.deadline + Self::GRACE
+    }
+}
+
+/// What every answer to a write tells.
+pub(crate) trait WriteAnswer {
+    /// Log positions reached, per shard.
+    fn positions(&self) -> &[wire::Position];
+    /// Shards that did not take their part.
+    fn errors(&self) -> &[wire::ShardWriteError];
+}
+
+impl WriteAnswer for wire::WriteReply {
+    fn positions(&self) -> &[wire::Position] {
+        &self.positions
+    }
+
+    fn errors(&self) -> &[wire::ShardWriteError] {
+        &self.errors
+    }
+}
+
+impl WriteAnswer for wire::PutDocumentReply {
+    fn positions(&self) -> &[wire::Position] {
+        &self.positions
+    }
+
+    fn errors(&self) -> &[wire::ShardWriteError] {
+        &[]
     }
 }

@@ -20,6 +20,12 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The request does not fit the state of the cluster or speaks a newer format; the message says what to change.
     FailedPrecondition,
+    /// The write may or may not have happened, and can no longer be repeated with one effect: the session that numbered
+    /// it is gone. Read the points it concerns, then decide whether to write again.
+    UnknownOutcome,
+    /// The shards have forgotten the session (it was idle for long, or they were full); the request had no effect. The
+    /// client opens a new one by itself, so callers see this only where that fails twice in a row.
+    SessionExpired,
     /// The server does not do this.
     Unsupported,
     /// A fault on the server's side.
@@ -36,14 +42,28 @@ pub struct Error {
     pub message: String,
 }
 
+/// Metadata key under which a status names its reason for machines.
+pub(crate) const REASON: &str = "nearring-reason";
+/// The reason of a write whose session the shards no longer know; also stands in the message of a single shard's error.
+pub(crate) const SESSION_EXPIRED: &str = "session_expired";
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
+        let reason = status.metadata().get(REASON).and_then(|reason| reason.to_str().ok());
         let kind = match status.code() {
+            Code::FailedPrecondition if reason == Some(SESSION_EXPIRED) => ErrorKind::SessionExpired,
             Code::InvalidArgument | Code::OutOfRange => ErrorKind::InvalidInput,
             Code::NotFound => ErrorKind::NotFound,
             Code::AlreadyExists => ErrorKind::AlreadyExists,
             Code::ResourceExhausted => ErrorKind::Overloaded,
-            Code::Unavailable | Code::Cancelled | Code::Aborted => ErrorKind::Unavailable,
+            // Unknown is what the transport makes of a connection that broke; no server of ours says it.
+            Code::Unavailable | Code::Cancelled | Code::Aborted | Code::Unknown => ErrorKind::Unavailable,
             Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Code::FailedPrecondition => ErrorKind::FailedPrecondition,
             Code::Unimplemented => ErrorKind::Unsupported,
@@ -58,6 +78,23 @@ impl ErrorKind {
     pub fn is_transient(self) -> bool {
         matches!(self, ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::DeadlineExceeded)
     }
+
+    /// What to do next, in one line for people.
+    pub fn advice(self) -> &'static str {
+        match self {
+            ErrorKind::InvalidInput => "correct the named field; nothing was changed",
+            ErrorKind::NotFound => "check the name, or create it first",
+            ErrorKind::AlreadyExists => "use it as it is, choose another name, or delete it first",
+            ErrorKind::Overloaded => "slow down and repeat",
+            ErrorKind::Unavailable => "check that the router and a majority of the nodes are up, then repeat",
+            ErrorKind::DeadlineExceeded => "repeat, with a longer deadline if it happens again",
+            ErrorKind::FailedPrecondition => "change what the message names, then repeat",
+            ErrorKind::UnknownOutcome => "read the points concerned, then decide whether to write again",
+            ErrorKind::SessionExpired => "repeat; nothing was changed",
+            ErrorKind::Unsupported => "use a server that offers this, or another way",
+            ErrorKind::Internal => "look at the servers' logs",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -71,5 +108,7 @@ mod tests {
         assert_eq!(refused.to_string(), "points[0].vectors: has 3 components");
         assert!(!refused.kind.is_transient());
         assert!(Error::from(Status::resource_exhausted("writes in flight")).kind.is_transient());
+        assert!(Error::from(Status::unknown("transport error")).kind.is_transient(), "a router that was killed");
+        assert!(!Error::from(Status::internal("a fault")).kind.is_transient());
     }
 }

@@ -9,14 +9,19 @@
 //! # }
 //! ```
 //!
-//! Open [`client`] first; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
+//! Open [`client`] first; [`mod@write`], [`mod@read`] and [`answer`] hold its operations on points and documents; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
 //! write have one effect; [`bulk`] imports streams in bounded memory; [`error`] says what a caller can do next.
 
+pub mod answer;
 pub mod bulk;
 pub mod client;
 pub mod error;
+#[cfg(feature = "files")]
+pub mod files;
+pub mod read;
 pub mod retry;
 pub mod session;
+pub mod write;
 
 pub use bulk::{ImportOptions, ImportReport};
 pub use client::{Client, ClientBuilder};
