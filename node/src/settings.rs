@@ -51,16 +51,16 @@ pub struct RaftSettings {
     /// How often a leader shows itself; at most half of the shortest election timeout.
     pub heartbeat: Duration,
     /// Shortest and longest election timeout. A follower stands for election after a silence of the longest (the leader's
-    /// lease, in which nobody votes) and then a time drawn from between the two: with the defaults after 700 to 900 ms, in
-    /// which a leader shows itself seven times. The spread keeps two from standing at once.
+    /// lease, in which nobody votes) and then a time drawn from between the two: with the defaults after 750 to 900 ms, in
+    /// which a leader shows itself five times. The spread keeps two from standing at once.
     pub election: (Duration, Duration),
 }
 
 impl Default for RaftSettings {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(100),
-            election: (Duration::from_millis(250), Duration::from_millis(450)),
+            heartbeat: Duration::from_millis(150),
+            election: (Duration::from_millis(300), Duration::from_millis(450)),
         }
     }
 }

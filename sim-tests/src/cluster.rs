@@ -13,12 +13,12 @@ use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use nearring_client::Client;
 use nearring_node::clock::Clock;
-use nearring_node::compute::Compute;
+use nearring_node::compute::{Compute, Lane, Pauses};
 use nearring_node::medium::Medium as _;
 use nearring_node::node::NodeBuilder;
 use nearring_node::store::EngineKind;
@@ -70,7 +70,7 @@ impl Config {
             nodes: 3,
             load: Load {
                 clients: 3,
-                operations: 80,
+                operations: 160,
                 keys: 6,
                 pause: Duration::from_millis(1500),
                 shards: 2,
@@ -418,7 +418,7 @@ fn add_node(
             let served = NodeBuilder::new(settings)
                 .medium(Arc::new(disk))
                 .dial(net::dial())
-                .compute(Compute::Inline)
+                .compute(Compute::Simulated(pauses(seed)))
                 .clock(clock)
                 .engine(EngineKind::Memory)
                 .seed(seed)
@@ -428,6 +428,23 @@ fn add_node(
             Ok(())
         }
     });
+}
+
+/// Most work is quick, some takes as long as a message, and now and then a disk hangs: between a message that is sent and
+/// the sync that should cover it, everything can happen.
+fn pauses(seed: u64) -> Pauses {
+    let rng = Mutex::new(SmallRng::seed_from_u64(seed ^ 0x7061_7573_6573));
+    Pauses::new(Arc::new(move |lane| {
+        let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let micros = match (lane, rng.random_range(0..1000)) {
+            (Lane::Cpu, _) => rng.random_range(0..500),
+            (Lane::Build, _) => rng.random_range(0..500_000),
+            (Lane::Io, 0..=899) => rng.random_range(0..3_000),
+            (Lane::Io, 900..=996) => rng.random_range(3_000..40_000),
+            (Lane::Io, _) => rng.random_range(40_000..400_000),
+        };
+        Duration::from_micros(micros)
+    }))
 }
 
 fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, shared: &Shared) {

@@ -74,8 +74,10 @@ pub fn draw(rng: &mut SmallRng, nodes: u64, from: Duration, until: Duration, eve
         if at >= until {
             return faults;
         }
-        let end = at + Duration::from_millis(rng.random_range(50..8_000));
         let kind = draw_kind(rng, nodes);
+        // Half of the crashes are over before anybody has noticed them: the process is back under its old term.
+        let quick = matches!(kind, Kind::Crash(_)) && rng.random_bool(0.5);
+        let end = at + Duration::from_millis(rng.random_range(if quick { 5..600 } else { 50..8_000 }));
         let downs = |fault: &&Fault| fault.until > at && down(fault.kind).is_some();
         let already: Vec<u64> = faults.iter().filter(downs).filter_map(|fault| down(fault.kind)).collect();
         let too_many =

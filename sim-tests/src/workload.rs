@@ -121,7 +121,10 @@ pub async fn run(number: u64, seed: u64, client: Client, load: Load, history: Hi
                 look(number, &client, &load, linearizable, rng.random_bool(0.5), &history).await;
             }
         }
-        tokio::time::sleep(load.pause.mul_f64(rng.random())).await;
+        // Bursts, so that much is under way when something breaks, and pauses, so that nothing is.
+        if rng.random_bool(0.4) {
+            tokio::time::sleep(load.pause.mul_f64(rng.random())).await;
+        }
     }
 }
 

@@ -305,6 +305,20 @@ impl ShardIndex {
         Ok(found.collect())
     }
 
+    /// About how many components a search reads; the most there is where payloads decide.
+    pub fn cost(&self, query: &SearchQuery) -> u64 {
+        let Some(named) = self.named.get(&query.vector_name) else { return 0 };
+        if query.filter.is_some() {
+            return u64::MAX;
+        }
+        let ef = query.ef.unwrap_or(self.index.ef_search as usize).max(query.limit.saturating_mul(2));
+        // A walk looks at the neighbours of as many members as it is wide.
+        let walk = (ef as u64).saturating_mul(u64::from(self.index.m) * 2);
+        let rows = named.holders.values().map(|holder| if query.exact { holder.live } else { holder.live.min(walk) });
+        let rows = rows.fold(named.tail.len() as u64, u64::saturating_add);
+        rows.saturating_mul(u64::from(named.spec.dimension))
+    }
+
     fn matches(&self, filter: &Filter, slot: u32, payload: &PayloadOf<'_>) -> bool {
         let Some((id, _)) = self.points.at(slot) else { return false };
         payload(id).is_some_and(|payload| filter.matches(id, &payload))

@@ -395,47 +395,74 @@ fn failed(shard: ShardId, code: &str, error: impl std::fmt::Display, leader: u64
 }
 
 impl DataService {
-    async fn search_shard(&self, shard: u64, queries: Arc<Vec<SearchQuery>>, gate: &Gate) -> Result<Answer, Status> {
+    /// The shard, once it may be searched; otherwise what to say of it.
+    async fn searchable(&self, shard: u64, gate: &Gate) -> Result<Arc<Shard>, Answer> {
         let id = ShardId(shard);
         let Some(shard) = self.shards.get(id) else {
-            return Ok(failed(id, "wrong_shard", "the shard does not run on this node", 0));
+            return Err(failed(id, "wrong_shard", "the shard does not run on this node", 0));
         };
-        if let Err(error) = gate.pass(&shard).await {
-            let code = match error {
-                ReadError::Behind { .. } => "behind",
-                ReadError::NoLeader(_) => "deadline",
-                ReadError::Stopped(_) => "internal",
-            };
-            return Ok(failed(id, code, error, shard.leader().map_or(0, |leader| leader.node.0)));
+        match gate.pass(&shard).await {
+            Ok(()) => Ok(shard),
+            Err(error) => {
+                let code = match error {
+                    ReadError::Behind { .. } => "behind",
+                    ReadError::NoLeader(_) => "deadline",
+                    ReadError::Stopped(_) => "internal",
+                };
+                Err(failed(id, code, error, shard.leader().map_or(0, |leader| leader.node.0)))
+            }
         }
-        self.read(&shard, move |body| {
-            let Some(spec) = &body.meta.spec else {
-                return Ok(failed(id, "behind", "the shard is not configured yet", 0));
-            };
-            for (at, query) in queries.iter().enumerate() {
-                spec.check_query(query)
-                    .map_err(|error| invalid(&format!("queries[{at}].{}", error.field), error.reason))?;
-            }
-            let mut answer = Answer {
-                shard: id.0,
-                position: position(id, body.applied()),
-                segments: body.index.manifest().iter().map(|segment| segment.hash.to_vec().into()).collect(),
-                ..Default::default()
-            };
-            for query in queries.iter() {
-                match hits(body, query) {
-                    Ok(list) => answer.lists.push(list),
-                    Err(HitsError::Search(
-                        error @ (SearchError::SegmentMissing { .. } | SearchError::Restoring { .. }),
-                    )) => return Ok(failed(id, "segment_missing", error, 0)),
-                    Err(HitsError::Search(error)) => return Ok(failed(id, "internal", error, 0)),
-                    Err(HitsError::Record(error)) => return Ok(failed(id, "internal", error, 0)),
-                }
-            }
-            Ok(answer)
-        })
-        .await
     }
+}
+
+/// Answers the queries from what one replica holds.
+fn answer(id: ShardId, body: &Body, queries: &[SearchQuery]) -> Result<Answer, Status> {
+    let Some(spec) = &body.meta.spec else {
+        return Ok(failed(id, "behind", "the shard is not configured yet", 0));
+    };
+    for (at, query) in queries.iter().enumerate() {
+        spec.check_query(query).map_err(|error| invalid(&format!("queries[{at}].{}", error.field), error.reason))?;
+    }
+    let mut answer = Answer {
+        shard: id.0,
+        position: position(id, body.applied()),
+        segments: body.index.manifest().iter().map(|segment| segment.hash.to_vec().into()).collect(),
+        ..Default::default()
+    };
+    for query in queries {
+        match hits(body, query) {
+            Ok(list) => answer.lists.push(list),
+            Err(HitsError::Search(error @ (SearchError::SegmentMissing { .. } | SearchError::Restoring { .. }))) => {
+                return Ok(failed(id, "segment_missing", error, 0));
+            }
+            Err(HitsError::Search(error)) => return Ok(failed(id, "internal", error, 0)),
+            Err(HitsError::Record(error)) => return Ok(failed(id, "internal", error, 0)),
+        }
+    }
+    Ok(answer)
+}
+
+/// The most components that a search on the calling task may read: some hundred microseconds' worth.
+const HERE_COMPONENTS: u64 = 4 << 20;
+
+/// Answers from all these shards at once; `None` where one of them is being written to, or it would take too long.
+fn answer_here(shards: &[Result<Arc<Shard>, Answer>], queries: &[SearchQuery]) -> Option<Result<Vec<Answer>, Status>> {
+    let mut bodies = Vec::with_capacity(shards.len());
+    for shard in shards {
+        bodies.push(match shard {
+            Ok(shard) => Ok((shard.id, shard.state.try_read()?)),
+            Err(answer) => Err(answer),
+        });
+    }
+    let costs = bodies.iter().flatten().flat_map(|(_, body)| queries.iter().map(|query| body.index.cost(query)));
+    if costs.fold(0, u64::saturating_add) > HERE_COMPONENTS {
+        return None;
+    }
+    let answers = bodies.into_iter().map(|body| match body {
+        Ok((id, body)) => answer(id, &body, queries),
+        Err(answer) => Ok(answer.clone()),
+    });
+    Some(answers.collect())
 }
 
 #[tonic::async_trait]
@@ -567,8 +594,22 @@ impl NodeData for DataService {
             queries.push(read.map_err(|error| decode_error(error.within(format!("queries[{at}]"))))?);
         }
         let gate = Gate::new(request.read, ReadLevel::Session)?;
+        let shards = futures::future::join_all(request.shards.iter().map(|shard| self.searchable(*shard, &gate))).await;
+        if let Some(_here) = self.shards.context().compute.here().await
+            && let Some(answers) = answer_here(&shards, &queries)
+        {
+            return Ok(Response::new(wire::NodeSearchReply { answers: answers? }));
+        }
         let queries = Arc::new(queries);
-        let answers = request.shards.iter().map(|shard| self.search_shard(*shard, queries.clone(), &gate));
+        let answers = shards.into_iter().map(|shard| {
+            let queries = queries.clone();
+            async move {
+                match shard {
+                    Ok(shard) => self.read(&shard.clone(), move |body| answer(shard.id, body, &queries)).await,
+                    Err(answer) => Ok(answer),
+                }
+            }
+        });
         let answers = futures::future::try_join_all(answers).await?;
         Ok(Response::new(wire::NodeSearchReply { answers }))
     }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 
 use bytes::Bytes;
 use nearring_proto::ids::{PointId, ReplicaId, ShardId, Version};
@@ -217,6 +217,15 @@ impl ShardState {
     /// The state, for reading. Never hold it over an await.
     pub fn read(&self) -> RwLockReadGuard<'_, Body> {
         self.body.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the replica holds, unless that would have to be waited for.
+    pub fn try_read(&self) -> Option<RwLockReadGuard<'_, Body>> {
+        match self.body.try_read() {
+            Ok(body) => Some(body),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn write_body(&self) -> RwLockWriteGuard<'_, Body> {

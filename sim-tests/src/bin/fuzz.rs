@@ -33,7 +33,7 @@ struct Arguments {
     #[arg(long, default_value_t = 60)]
     faults_for: u64,
     /// Operations of each client.
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 160)]
     operations: u64,
     /// Disks claim to have synced and have not: the oracles must notice.
     #[arg(long)]
