@@ -63,7 +63,7 @@ pub struct Lanes {
 }
 
 /// Work on the calling task that took so many microseconds lately has been too long: its pages may come from disk.
-const HERE_MICROS: u64 = 1_000;
+const HERE_MICROS: u64 = 4_000;
 
 /// Leave to work on the calling task; says at its end how long that took.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Compute {
         let lanes = Lanes {
             cpu: Arc::new(Semaphore::new(cpu.max(1))),
             build: Arc::new(Semaphore::new(1)),
-            here_max: cpu.max(1) * 4,
+            here_max: cpu.max(1),
             here: AtomicUsize::new(0),
             here_took: AtomicU64::new(0),
         };
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(all.iter().flatten().count(), 0, "too many at once");
         drop(all);
         let long = compute.here().await.unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(80));
         drop(long);
         assert!(compute.here().await.is_none(), "it took too long");
         let mut refused = 0;

@@ -60,6 +60,16 @@ struct Arguments {
     /// Longest such silence, in milliseconds.
     #[arg(long, env = "NEARRING_ELECTION_MAX_MS", default_value_t = millis(RaftSettings::default().election.1))]
     election_max_ms: u64,
+    /// Threads for messages and short searches; work that takes longer has as many more as there are cores. 0 = half of the
+    /// cores: every thread that waits is woken for nothing at times, which costs more than short searches do.
+    #[arg(long, env = "NEARRING_THREADS", default_value_t = 0)]
+    threads: usize,
+}
+
+/// Half of the cores, unless told otherwise.
+fn threads(wanted: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    if wanted > 0 { wanted } else { (cores / 2).max(1) }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -132,7 +142,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let threads = threads(arguments.threads);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("nearring-node: no threads: {error}");

@@ -28,17 +28,34 @@ struct Arguments {
     /// Requests under way at once; more are refused.
     #[arg(long, env = "NEARRING_IN_FLIGHT", default_value_t = 1024)]
     in_flight: usize,
+    /// Threads; 0 = one less than there are cores. More than are busy cost: every thread that waits is woken for nothing at
+    /// times.
+    #[arg(long, env = "NEARRING_THREADS", default_value_t = 0)]
+    threads: usize,
     /// What to log, as in `info` or `nearring_router=debug`.
     #[arg(long, env = "NEARRING_LOG", default_value = "info")]
     log: String,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// One less than there are cores, unless told otherwise.
+fn threads(wanted: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    if wanted > 0 { wanted } else { cores.saturating_sub(1).max(1) }
+}
+
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_new(&arguments.log).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(arguments).await {
+    let threads = threads(arguments.threads);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("no threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -52,7 +69,8 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     settings.deadlines.read = Duration::from_millis(arguments.read_deadline_ms);
     settings.deadlines.write = Duration::from_millis(arguments.write_deadline_ms);
     settings.limits.in_flight = arguments.in_flight;
-    let listener = tokio::net::TcpListener::bind(&arguments.listen).await?;
+    let listener = tokio::net::TcpListener::bind(&arguments.listen).await;
+    let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let incoming = TcpListenerStream::new(listener).map(|connection| {
         connection.inspect(|stream| {

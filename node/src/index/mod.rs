@@ -284,8 +284,7 @@ impl ShardIndex {
             return Err(SearchError::Dimension { got, want });
         }
         let ef = query.ef.unwrap_or(self.index.ef_search as usize).min(SearchQuery::EF_MAX);
-        // A shard is a part of the collection as a segment is a part of the shard.
-        let ef = strategy::share(ef, 1, u64::from(self.shards));
+        let ef = strategy::shard_share(ef, self.shards);
         let k = query.limit.clamp(1, SearchQuery::LIMIT_MAX);
         let ask = Ask { query: &query.vector, k, ef, exact: query.exact, threshold: query.score_threshold };
         let scored = match &query.filter {

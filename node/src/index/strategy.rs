@@ -34,14 +34,24 @@ pub fn choose(matches: u64, size: u64, k: usize, ef: usize) -> Plan {
 
 /// How wide to walk a segment of `size` members among `total` vectors, where one graph over all of them would be walked `ef` wide.
 /// A part holds only a part of the hits and is searched well by less. Measured on 100,000 word vectors in three parts, recall@10 at
-/// `ef` 128 is 0.956, against 0.958 in one part, and 0.971 were each part walked 128 wide, for half as much again of the time. The
-/// root 3/8 is taken with square roots because those give the same bits everywhere.
+/// `ef` 128 is 0.956, against 0.958 in one part, and 0.971 were each part walked 128 wide, for half as much again of the time. (Those
+/// parts were in the order of writing, which puts related words together; parts by hash, as shards are, find more.) The root 3/8
+/// is taken with square roots because those give the same bits everywhere.
 pub fn share(ef: usize, size: u64, total: u64) -> usize {
     if size >= total {
         return ef;
     }
     let fourth = (size as f64 / total as f64).sqrt().sqrt();
     (ef as f64 * fourth * fourth.sqrt()).ceil() as usize
+}
+
+/// How wide to walk one of so many shards, where one graph over the whole collection would be walked `ef` wide. Ids are spread over
+/// shards by hash, so every shard holds its share of the hits, and less is needed than for [`share`]'s parts. Measured on the same
+/// vectors through a cluster: one shard at `ef` 128 finds 0.956, three find 0.953 at 56 each and 0.970 at 85. The root 5/8 is taken
+/// with square roots, too.
+pub fn shard_share(ef: usize, shards: u32) -> usize {
+    let half = (1.0 / f64::from(shards.max(1))).sqrt();
+    (ef as f64 * half * half.sqrt().sqrt()).ceil() as usize
 }
 
 /// What to do after `plan` brought `found` candidates where `matches` members count; `None` = that was enough for `k` hits.
@@ -79,6 +89,7 @@ mod tests {
         assert_eq!(share(128, 33_333, 100_000), 85);
         assert_eq!(share(128, 1, 100_000), 2);
         assert_eq!(share(128, 0, 0), 128);
+        assert_eq!([0, 1, 3, 6, 16].map(|shards| shard_share(128, shards)), [128, 128, 65, 42, 23]);
     }
 
     #[test]
