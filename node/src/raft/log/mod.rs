@@ -69,9 +69,9 @@ pub struct LogSettings {
 }
 
 impl Default for LogSettings {
-    /// Files of 64 MiB, 1 GiB in all, 64 MiB in memory.
+    /// Files of 64 MiB, 1 GiB in all, 16 MiB in memory: a follower that is near reads from there, others from the files.
     fn default() -> Self {
-        Self { file_bytes: 64 << 20, budget_bytes: 1 << 30, cache_bytes: 64 << 20 }
+        Self { file_bytes: 64 << 20, budget_bytes: 1 << 30, cache_bytes: 16 << 20 }
     }
 }
 
