@@ -83,6 +83,16 @@ pub fn write_durably(medium: &dyn Medium, path: &Path, bytes: &[u8]) -> io::Resu
     }
 }
 
+/// Creates a directory and makes the last `levels` names of its path durable: without that a crash takes the directory away, with
+/// every durable file in it. Also where it exists: whoever created it may have ended before the sync.
+///
+/// # Errors
+/// Any error of the medium.
+pub fn create_dir_durably(medium: &dyn Medium, path: &Path, levels: usize) -> io::Result<()> {
+    medium.create_dir_all(path)?;
+    path.ancestors().skip(1).take(levels).try_for_each(|parent| medium.sync_dir(parent))
+}
+
 /// The operating system's files.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct OsMedium;

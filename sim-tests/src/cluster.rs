@@ -192,6 +192,12 @@ fn address(host: Host) -> String {
     }
 }
 
+/// As an operator does, before the node is started.
+fn make_data_dir(disk: &SimDisk) {
+    let made = disk.create_dir_all(Path::new(DATA_DIR)).and_then(|()| disk.sync_dir(Path::new("/")));
+    made.unwrap_or_else(|error| panic!("a new disk: {error}"));
+}
+
 impl<'a> Cluster<'a> {
     fn new(config: &'a Config) -> Self {
         let mut rng = SmallRng::seed_from_u64(config.seed);
@@ -210,9 +216,7 @@ impl<'a> Cluster<'a> {
         let seeds: Vec<_> = (1..=config.nodes).map(|node| (NodeId(node), address(Host::Node(node)))).collect();
         for node in 1..=config.nodes {
             let (disk, skew) = (SimDisk::new(rng.random()), Arc::new(AtomicI64::new(0)));
-            // An operator made the data directory long ago.
-            let made = disk.create_dir_all(Path::new(DATA_DIR)).and_then(|()| disk.sync_dir(Path::new("/")));
-            made.unwrap_or_else(|error| panic!("a new disk: {error}"));
+            make_data_dir(&disk);
             disk.set_faults(config.disk);
             add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, &shared);
             disks.insert(node, disk);
@@ -338,6 +342,19 @@ impl<'a> Cluster<'a> {
                     disk.fail_syncs(0);
                 }
             }
+            Kind::FillDisk(node, room) => {
+                if let Some(disk) = self.disks.get(&node) {
+                    disk.set_capacity(if begins { disk.used() + room } else { u64::MAX });
+                }
+            }
+            Kind::Wipe(node) if begins => {
+                self.crash(Host::Node(node));
+                if let Some(disk) = self.disks.get(&node) {
+                    disk.wipe();
+                    make_data_dir(disk);
+                }
+            }
+            Kind::Wipe(node) => self.start(Host::Node(node)),
             Kind::Skew(node, ms) => {
                 if let Some(skew) = self.skews.get(&node) {
                     skew.store(if begins { ms } else { 0 }, Ordering::Relaxed);

@@ -143,6 +143,14 @@ impl SimDisk {
         state.note("crash", Path::new(""), &boot.to_le_bytes());
     }
 
+    /// Forgets everything, as another disk in its place would. Handles are dead, as after a crash.
+    pub fn wipe(&self) {
+        let mut state = self.lock();
+        state.inodes = BTreeMap::from([(ROOT, Inode::Dir(Dir::default()))]);
+        state.boot += 1;
+        state.note("wipe", Path::new(""), &[]);
+    }
+
     /// Sets what goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;

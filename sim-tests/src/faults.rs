@@ -1,7 +1,8 @@
 //! What goes wrong in a run, decided before it starts: pure in the seed, so that it can be printed beside a failure.
 //!
 //! Every fault ends. Faults may overlap, but at most a minority of nodes is down at once: a cluster without a majority has
-//! nothing to say that could be judged, and the time is better spent on what it must get right.
+//! nothing to say that could be judged, and the time is better spent on what it must get right. One disk a run is wiped at
+//! the most: what a majority holds survives one, and nobody promises more.
 use std::fmt;
 use std::time::Duration;
 
@@ -45,6 +46,10 @@ pub enum Kind {
     FailSync(u64),
     /// The node's wall clock is off by so many milliseconds.
     Skew(u64, i64),
+    /// The node's disk has room for so many bytes more.
+    FillDisk(u64, u64),
+    /// The node stops and everything on its disk is gone; it starts again, with nothing, at the end.
+    Wipe(u64),
 }
 
 /// A fault and when.
@@ -83,7 +88,8 @@ pub fn draw(rng: &mut SmallRng, nodes: u64, from: Duration, until: Duration, eve
         let too_many =
             down(kind).is_some_and(|node| already.contains(&node) || already.len() as u64 + 1 > (nodes.max(1) - 1) / 2);
         // The router has one crash at a time, too: a second one would start it before the first is over.
-        let twice = faults.iter().any(|fault| fault.until > at && fault.kind == kind);
+        let twice = faults.iter().any(|fault| fault.until > at && fault.kind == kind)
+            || matches!(kind, Kind::Wipe(_)) && faults.iter().any(|fault| matches!(fault.kind, Kind::Wipe(_)));
         if !too_many && !twice {
             faults.push(Fault { from: at, until: end, kind });
         }
@@ -93,7 +99,11 @@ pub fn draw(rng: &mut SmallRng, nodes: u64, from: Duration, until: Duration, eve
 /// The node that a fault takes down.
 fn down(kind: Kind) -> Option<u64> {
     match kind {
-        Kind::Crash(Host::Node(node)) | Kind::FailSync(node) | Kind::Isolate(Host::Node(node)) => Some(node),
+        Kind::Crash(Host::Node(node))
+        | Kind::FailSync(node)
+        | Kind::Isolate(Host::Node(node))
+        | Kind::FillDisk(node, _)
+        | Kind::Wipe(node) => Some(node),
         _ => None,
     }
 }
@@ -108,7 +118,7 @@ fn draw_kind(rng: &mut SmallRng, nodes: u64) -> Kind {
             break second;
         }
     };
-    match rng.random_range(0..20) {
+    match rng.random_range(0..24) {
         0..=5 => Kind::Crash(first),
         6..=8 => Kind::Part(first, second),
         9..=10 => Kind::PartOneWay(first, second),
@@ -116,7 +126,9 @@ fn draw_kind(rng: &mut SmallRng, nodes: u64) -> Kind {
         14..=15 => Kind::Hold(first, second),
         16 => Kind::Slow(first, second, rng.random_range(50..500)),
         17 => Kind::FailSync(node(rng)),
-        _ => Kind::Skew(node(rng), rng.random_range(-3_600_000..3_600_000)),
+        18..=19 => Kind::Skew(node(rng), rng.random_range(-3_600_000..3_600_000)),
+        20..=21 => Kind::FillDisk(node(rng), rng.random_range(0..3 << 20)),
+        _ => Kind::Wipe(node(rng)),
     }
 }
 
@@ -137,11 +149,13 @@ mod tests {
             for fault in &faults {
                 assert!(fault.from < fault.until && fault.from >= seconds(5) && fault.from < seconds(65));
                 kinds.insert(format!("{:?}", fault.kind).split('(').next().map(str::to_owned));
+                let wipes = faults.iter().filter(|fault| matches!(fault.kind, Kind::Wipe(_)));
+                assert!(wipes.count() <= 1);
                 let at_once = |other: &&Fault| other.from <= fault.from && other.until > fault.from;
                 let down: Vec<u64> = faults.iter().filter(at_once).filter_map(|fault| down(fault.kind)).collect();
                 assert!(down.len() <= 1, "seed {seed}: {down:?} are down at once");
             }
         }
-        assert_eq!(kinds.len(), 8, "{kinds:?}");
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
     }
 }

@@ -38,6 +38,14 @@ fn acknowledged_writes_survive_crashes_and_partitions() {
     }
 }
 
+/// 2, 4: the directory of the meta group's snapshots was not durable, a crash took it away, and the log before it was purged.
+#[test]
+fn seeds_that_once_failed() {
+    for seed in [2, 4] {
+        fine(&format!("--seed={seed}"));
+    }
+}
+
 #[test]
 fn a_seed_repeats_itself_and_another_is_another() {
     let [first, second, other] = [4, 4, 5].map(|seed| fine(&format!("--seed={seed} --faults-for=20 --operations=20")));

@@ -26,7 +26,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::compute::Compute;
-use crate::medium::{Medium, write_durably};
+use crate::medium::{Medium, create_dir_durably, write_durably};
 use crate::raft::group::{SnapshotFile, SnapshotMeta};
 use crate::raft::{Entry, LogId, Response, StoredMembership, TypeConfig, codec};
 
@@ -284,7 +284,8 @@ impl Machine {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
-        medium.create_dir_all(dir).map_err(io(dir))?;
+        // Its own name, and that of the directory of all lives.
+        create_dir_durably(&*medium, dir, 2).map_err(io(dir))?;
         let mut names = medium.list(dir).map_err(io(dir))?;
         // Names sort by index. All but the newest are leftovers of a stop between writing one and removing another.
         let newest = names.iter().rposition(|name| name.starts_with(SNAPSHOT_PREFIX) && !name.ends_with(".tmp"));

@@ -421,10 +421,11 @@ impl ShardState {
                 return Err(error);
             }
             medium.rename(file, &path)?;
-            medium.sync_dir(&self.dir.join("segments"))?;
         } else if file != path {
             medium.remove_file(file)?;
         }
+        // Also where it was here: whoever put it here may have ended before this.
+        medium.sync_dir(&self.dir.join("segments"))?;
         let opened = Segment::open(medium.map(&path)?, None).map_err(invalid)?;
         self.write_body().index.attach(Arc::new(opened));
         Ok(())

@@ -48,7 +48,7 @@ use self::image::{Images, Place};
 use self::writer::{Job, Writer};
 use super::{Entry, LogId, TypeConfig, Vote};
 use crate::compute::Compute;
-use crate::medium::Medium;
+use crate::medium::{Medium, create_dir_durably};
 
 /// Entries of one replication message together: about this many bytes.
 const MESSAGE_BYTES: u64 = 4 << 20;
@@ -193,12 +193,7 @@ impl SharedLog {
             let (medium, dir) = (medium.clone(), dir.clone());
             compute
                 .io(move || {
-                    if !medium.exists(&dir)? {
-                        medium.create_dir_all(&dir)?;
-                        if let Some(parent) = dir.parent() {
-                            medium.sync_dir(parent)?;
-                        }
-                    }
+                    create_dir_durably(&*medium, &dir, 1)?;
                     let recovered = recover::recover(&*medium, &dir)?;
                     let writer = Writer::begin(medium, dir, settings.file_bytes, &recovered)?;
                     Ok::<_, LogError>((recovered, writer))
