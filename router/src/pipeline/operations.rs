@@ -16,7 +16,7 @@ use crate::scatter::node_deadline_ms;
 
 /// How long a node may take to say how it is.
 const STATUS_WITHIN: Duration = Duration::from_secs(2);
-/// How long one replica may take to get to an index and digest itself.
+/// How long one replica may take at least to get to an index and digest itself.
 const DIGEST_WITHIN: Duration = Duration::from_secs(5);
 /// How often replicas are asked again before a shard counts as too busy to compare.
 const ROUNDS: usize = 8;
@@ -155,7 +155,9 @@ impl Pipeline {
         until: Instant,
     ) -> Result<wire::ReplicaDigest, String> {
         let mut client = self.view().client(node).ok_or_else(|| format!("{node} has no address"))?;
-        let patience = until.min(Instant::now() + DIGEST_WITHIN);
+        let now = Instant::now();
+        // A large shard takes its time; a silent node must leave some to the next attempt.
+        let patience = until.min(now + DIGEST_WITHIN.max(until.saturating_duration_since(now) / 3));
         let request = wire::DigestRequest {
             format: WIRE_FORMAT,
             cluster_id: cluster_bytes(table.cluster),
