@@ -9,9 +9,12 @@ use bytes::Bytes;
 
 use crate::medium::{AppendFile, Medium};
 
-/// Files in memory. Clones are the same files.
+/// Files in memory, as one life of the machine sees them. Clones are the same files.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct FaultMedium(Arc<Mutex<Disk>>);
+pub(crate) struct FaultMedium {
+    disk: Arc<Mutex<Disk>>,
+    life: u64,
+}
 
 #[derive(Clone, Default, Debug)]
 struct Disk {
@@ -43,12 +46,14 @@ struct OpenFile {
 
 impl FaultMedium {
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap()
+        self.disk.lock().unwrap()
     }
 
     /// The machine stops and starts again. Of every file's unsynced bytes `keep` says how many stay, and may spoil them;
-    /// of the names those stay that were synced, or all as they are. Whoever has a file open can write to it no more.
-    pub(crate) fn crash(&self, names_stay: bool, mut keep: impl FnMut(&mut [u8]) -> usize) {
+    /// of the names those stay that were synced, or all as they are. Whoever was there before changes nothing any more: the
+    /// machine goes on with what is returned.
+    #[must_use]
+    pub(crate) fn crash(&self, names_stay: bool, mut keep: impl FnMut(&mut [u8]) -> usize) -> FaultMedium {
         let disk = &mut *self.disk();
         disk.life += 1;
         (disk.stop_in, disk.stopped) = (None, false);
@@ -63,6 +68,13 @@ impl FaultMedium {
             file.bytes.truncate(file.synced + kept);
             file.synced = file.bytes.len();
         }
+        FaultMedium { disk: self.disk.clone(), life: disk.life }
+    }
+
+    /// Fails for a life that has ended.
+    fn live(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        let disk = self.disk();
+        if disk.life == self.life { Ok(disk) } else { Err(io::Error::other("the machine crashed")) }
     }
 
     /// After `syncs` more syncs, of files or directories, the next one and everything else fails until there is a crash.
@@ -72,7 +84,7 @@ impl FaultMedium {
 
     /// Another medium with the same files.
     pub(crate) fn copy(&self) -> FaultMedium {
-        FaultMedium(Arc::new(Mutex::new(self.disk().clone())))
+        FaultMedium { disk: Arc::new(Mutex::new(self.disk().clone())), life: self.life }
     }
 
     /// Turns the bits `mask` of a byte over. On a durable byte that is damage, on one that was not it is a torn write.
@@ -156,7 +168,7 @@ impl Medium for FaultMedium {
     }
 
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
-        let disk = &mut *self.disk();
+        let disk = &mut *self.live()?;
         disk.alive()?;
         let file = disk.names.get(path).copied().unwrap_or_else(|| {
             disk.files.push(FileData::default());
@@ -199,7 +211,7 @@ impl Medium for FaultMedium {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let disk = &mut *self.disk();
+        let disk = &mut *self.live()?;
         disk.alive()?;
         disk.find(path)?;
         disk.names.remove(path);
@@ -218,7 +230,7 @@ impl Medium for FaultMedium {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let disk = &mut *self.disk();
+        let disk = &mut *self.live()?;
         disk.count_sync()?;
         disk.durable_names.retain(|name, _| name.parent() != Some(path));
         let now = disk.names.iter().filter(|(name, _)| name.parent() == Some(path));

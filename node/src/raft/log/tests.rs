@@ -319,7 +319,7 @@ impl Run {
     }
 
     async fn crash(&mut self, keep: u8, spoil: Option<u8>, names_stay: bool) {
-        self.medium.crash(names_stay, |unsynced| {
+        self.medium = self.medium.crash(names_stay, |unsynced| {
             if let (Some(at), false) = (spoil, unsynced.is_empty()) {
                 let at = usize::from(at) % unsynced.len();
                 unsynced[at] ^= 0x41;
@@ -496,7 +496,7 @@ fn an_idle_group_that_keeps_old_files_is_named_and_its_purge_frees_them() {
         assert!(log.size_bytes() < 2 * SMALL.file_bytes, "{}", log.size_bytes());
         assert_eq!(log.pinning(), None);
         // The vote was in the first file; every file since has it.
-        medium.crash(false, |_| 0);
+        let medium = medium.crash(false, |_| 0);
         let log = open(&medium, SMALL).await.unwrap();
         assert_eq!(log.group(ShardId(9)).read_vote().await.unwrap(), Some(vote(1)));
         assert_eq!(log.groups(), vec![ShardId(4), ShardId(9)]);
@@ -567,7 +567,7 @@ fn after_a_failed_sync_or_a_full_disk_nobody_is_told_otherwise() {
             assert!(log.forget(ShardId(1)).await.is_err());
             assert_eq!(group.last_durable(), Some(log_id(1, 1)));
             log.close().await;
-            medium.crash(false, |_| 0);
+            let medium = medium.crash(false, |_| 0);
             let group = open(&medium, LogSettings::default()).await.unwrap().group(ShardId(1));
             assert_eq!(group.last_durable(), Some(log_id(1, 1)));
         }
