@@ -54,10 +54,11 @@ struct Arguments {
     /// How often a leader shows itself, in milliseconds. The same on all nodes.
     #[arg(long, env = "NEARRING_HEARTBEAT_MS", default_value_t = millis(RaftSettings::default().heartbeat))]
     heartbeat_ms: u64,
-    /// Shortest silence after which a follower stands for election, in milliseconds. The same on all nodes.
+    /// Shortest election timeout, in milliseconds. A follower stands for election after a silence of the longest and a
+    /// time drawn from between the two. The same on all nodes.
     #[arg(long, env = "NEARRING_ELECTION_MIN_MS", default_value_t = millis(RaftSettings::default().election.0))]
     election_min_ms: u64,
-    /// Longest such silence, in milliseconds.
+    /// Longest election timeout, in milliseconds. The same on all nodes.
     #[arg(long, env = "NEARRING_ELECTION_MAX_MS", default_value_t = millis(RaftSettings::default().election.1))]
     election_max_ms: u64,
     /// Threads for messages and short searches; work that takes longer has as many more as there are cores. 0 = half of the

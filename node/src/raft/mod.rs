@@ -118,8 +118,8 @@ pub fn scope<F: Future>(seed: u64, future: F) -> impl Future<Output = F::Output>
     Runtime::scope(seed, future)
 }
 
-/// The Raft configuration of every group: heartbeat interval, and the shortest and longest silence after which a follower
-/// stands for election.
+/// The Raft configuration of every group: heartbeat interval, and the shortest and longest election timeout
+/// ([`crate::settings::RaftSettings`] says what they mean).
 ///
 /// Snapshots are ours to trigger, and logs are purged only up to a durable one. Log reversion stays off: a replica that
 /// lost its log comes back under another id.
