@@ -13,6 +13,7 @@ pub mod disk;
 pub mod entropy;
 pub mod faults;
 pub mod history;
+mod inject;
 pub mod net;
 pub mod oracle;
 pub mod workload;
