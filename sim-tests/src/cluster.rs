@@ -1,14 +1,14 @@
 //! A whole cluster in one thread: nodes, a router and clients, run through faults and judged afterwards.
 //!
 //! A run has three parts. Clients work while faults come and go; then everything is repaired and started again and the
-//! remaining operations finish; then one client reads everything, and the oracles judge the history. Everything that is
+//! remaining operations finish; then one client waits until all has healed and reads everything, and the judges look at the history. Everything that is
 //! drawn comes from [`Config::seed`], and [`Report::trace`] is a digest of what the clients saw and of every byte that
 //! reached a disk, so two runs of one configuration either have equal traces or differ somewhere that matters.
 //!
 //! A seed repeats itself only as the first run of a process: tokio counts the runtimes it seeds, process-wide. The program
 //! `fuzz` therefore gives every seed a process of its own, and so do the tests.
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
@@ -27,13 +27,16 @@ use nearring_router::router::RouterBuilder;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::convergence;
 use crate::disk::{Faults, SimDisk};
 use crate::entropy;
-use crate::faults::{self, Fault, Host, Kind};
-use crate::history::History;
+use crate::faults::{self, Fault, Host};
+use crate::history::{History, Violation};
+use crate::invariants::{self, Evidence};
+use crate::model::Outcome;
 use crate::net;
-use crate::oracle::{self, Violation};
-use crate::workload::{self, Load};
+use crate::watch::{self, Bounds, Watched};
+use crate::workload::{self, Homes, Load, Worker};
 
 const DATA_DIR: &str = "/data";
 const NODE_PORT: u16 = 7000;
@@ -42,8 +45,8 @@ const ROUTER_PORT: u16 = 6334;
 const TICK: Duration = Duration::from_millis(1);
 /// How long a process that ended by itself stays down.
 pub(crate) const RESTART: Duration = Duration::from_millis(700);
-/// How long a healed cluster may take to answer everything.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What nodes may hold with the settings that [`add_node`] gives them.
+const BOUNDS: Bounds = Bounds { log_bytes: 12 << 20, tail_vectors: 400, inflight_bytes: 64 << 20 };
 
 /// What is run.
 #[derive(Clone, PartialEq, Debug)]
@@ -60,25 +63,33 @@ pub struct Config {
     pub fault_every: Duration,
     /// What every node's disk does wrong, beside what the faults do to it.
     pub disk: Faults,
+    /// Faults, by number, that are left out: for shrinking a failure.
+    pub skipped_faults: BTreeSet<usize>,
+    /// Steps of clients, (client, step), that are left out.
+    pub skipped_steps: BTreeSet<(u64, u64)>,
 }
 
 impl Config {
-    /// Three nodes, three clients, a minute of faults.
+    /// Three nodes, three clients, half a minute of faults.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
             nodes: 3,
             load: Load {
                 clients: 3,
-                operations: 160,
-                keys: 6,
+                operations: 75,
+                keys: 9,
+                documents: 2,
                 pause: Duration::from_millis(1500),
                 shards: 2,
                 seal_points: 16,
+                payload_bytes: 24_000,
             },
-            faults_for: Duration::from_secs(60),
-            fault_every: Duration::from_secs(4),
+            faults_for: Duration::from_secs(30),
+            fault_every: Duration::from_millis(2500),
             disk: Faults { torn_blocks: true, ..Faults::default() },
+            skipped_faults: BTreeSet::new(),
+            skipped_steps: BTreeSet::new(),
         }
     }
 }
@@ -98,21 +109,24 @@ pub struct Report {
     pub operations: usize,
     /// Operations whose outcome stayed unknown.
     pub unknown: usize,
+    /// How often what was reached inside the nodes.
+    pub reached: BTreeMap<&'static str, u64>,
     /// Simulated time from start to end.
     pub simulated: Duration,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, faults, violations, trace, operations, unknown, simulated } = self;
+        let Self { config, faults, violations, trace, operations, unknown, reached, simulated } = self;
         writeln!(
             f,
             "seed {}: {operations} operations, {unknown} of unknown outcome, {:.1} s simulated, trace {trace}",
             config.seed,
             simulated.as_secs_f64()
         )?;
+        writeln!(f, "  {} faults; {reached:?}", faults.len())?;
         if !violations.is_empty() {
-            faults.iter().try_for_each(|fault| writeln!(f, "  {fault}"))?;
+            (0..).zip(faults).try_for_each(|(number, fault): (usize, _)| writeln!(f, "  {number:>3} {fault}"))?;
         }
         violations.iter().try_for_each(|violation| writeln!(f, "{violation}"))
     }
@@ -154,8 +168,12 @@ pub(crate) struct Shared {
     pub(crate) history: History,
     /// Whether the faults are over and everything runs.
     pub(crate) healed: Rc<Cell<bool>>,
-    /// Clients that have finished.
-    pub(crate) finished: Rc<Cell<u64>>,
+    /// Whether all clients have finished.
+    pub(crate) finished: Rc<Cell<bool>>,
+    /// Where keys live; known once the collection is made.
+    homes: Rc<RefCell<Rc<Homes>>>,
+    /// What nodes said of themselves.
+    watched: Rc<RefCell<Watched>>,
     /// Hosts whose process ended by itself, and when.
     pub(crate) ended: Rc<RefCell<BTreeMap<Host, Duration>>>,
     /// Starts of each host, so that a later life does not draw what an earlier one did.
@@ -223,10 +241,8 @@ impl<'a> Cluster<'a> {
             skews.insert(node, skew);
         }
         add_router(&mut sim, rng.random(), seeds.iter().map(|(_, address)| address.clone()).collect(), &shared);
-        for client in 0..config.load.clients {
-            add_client(&mut sim, client, rng.random(), config.load, &shared);
-        }
-        add_judge(&mut sim, config.load, &shared);
+        let clients = (0..config.load.clients).map(|_| rng.random()).collect();
+        add_clients(&mut sim, config, clients, &shared);
         let from = Duration::from_secs(3);
         let faults = faults::draw(&mut rng, config.nodes, from, from + config.faults_for, config.fault_every);
         Self { config, sim, disks, skews, shared, faults }
@@ -239,11 +255,11 @@ impl<'a> Cluster<'a> {
         }
         violations.extend(PANICS.take().into_iter().map(|panic| format!("a panic: {panic}")));
         let history = &self.shared.history;
-        violations.extend(history.complaints());
-        let operations = history.operations();
-        let judged: [Vec<Violation>; 2] =
-            [oracle::linearizable(&operations), oracle::looks(&operations, &history.looks())];
-        violations.extend(judged.iter().flatten().map(Violation::to_string));
+        let (operations, looks) = (history.operations(), history.looks());
+        let (homes, keys) = (self.shared.homes.borrow().clone(), self.config.load.all_keys());
+        let evidence = Evidence { operations: &operations, looks: &looks, homes: &homes, keys: &keys };
+        let judged = [history.complaints(), invariants::judge(&evidence)].concat();
+        violations.extend(judged.iter().map(Violation::to_string));
         let mut trace = blake3::Hasher::new();
         trace.update(history.digest().as_bytes());
         for disk in self.disks.values() {
@@ -254,11 +270,9 @@ impl<'a> Cluster<'a> {
             faults: self.faults,
             violations,
             trace: trace.finalize(),
-            unknown: operations
-                .iter()
-                .filter(|operation| operation.outcome == crate::history::Outcome::Unknown)
-                .count(),
-            operations: operations.len(),
+            unknown: operations.iter().filter(|operation| operation.outcome == Outcome::Unknown).count(),
+            operations: operations.len() + looks.len(),
+            reached: self.shared.watched.borrow().reached.clone(),
             simulated: self.sim.elapsed(),
         }
     }
@@ -268,8 +282,9 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// What ended the simulation early.
     fn steps(&mut self) -> Result<(), String> {
+        let kept = (0..).zip(&self.faults).filter(|(number, _)| !self.config.skipped_faults.contains(number));
         let mut events: Vec<(Duration, bool, Fault)> =
-            self.faults.iter().flat_map(|fault| [(fault.from, true, *fault), (fault.until, false, *fault)]).collect();
+            kept.flat_map(|(_, fault)| [(fault.from, true, *fault), (fault.until, false, *fault)]).collect();
         events.sort_by_key(|(at, begins, _)| (std::cmp::Reverse(*at), *begins)); // popped from the end
         let last = self.faults.iter().map(|fault| fault.until).max().unwrap_or_default();
         // Every operation ends by its deadline, and retries are few.
@@ -295,9 +310,9 @@ impl<'a> Cluster<'a> {
             if events.is_empty() && !self.shared.healed.get() && now >= last + Duration::from_secs(1) {
                 self.heal();
             }
-            if self.shared.finished.get() == self.config.load.clients && self.shared.healed.get() {
+            if self.shared.finished.get() && self.shared.healed.get() {
                 let since = *healed_at.get_or_insert(now);
-                if now > since + PATIENCE * 3 {
+                if now > since + convergence::HEALS_WITHIN * 3 {
                     return Err("the healed cluster does not let itself be judged".to_owned());
                 }
             }
@@ -387,24 +402,49 @@ fn client() -> Result<Client, nearring_client::Error> {
     Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(3)).build()
 }
 
-fn add_client(sim: &mut turmoil::Sim<'_>, number: u64, seed: u64, load: Load, shared: &Shared) {
-    let shared = shared.clone();
-    sim.client(format!("client-{number}"), async move {
-        let client = client()?;
-        workload::create_collection(&client, &load, &shared.history).await;
-        workload::run(number, seed, client, load, shared.history.clone()).await;
-        shared.finished.set(shared.finished.get() + 1);
+/// All clients are one host: turmoil's cost is by host and tick, and nothing that happens to a client alone is simulated.
+fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, shared: &Shared) {
+    let (config, shared) = (config.clone(), shared.clone());
+    sim.client("clients", async move {
+        let nodes: Vec<String> = (1..=config.nodes).map(|node| address(Host::Node(node))).collect();
+        let (history, load) = (shared.history.clone(), config.load);
+        let watching = watch::watch(nodes, net::dial(), BOUNDS, history.clone(), shared.watched.clone());
+        let working = async {
+            let homes = workload::create_collection(&client()?, &load, &history).await;
+            let homes = Rc::new(Homes::new(homes));
+            *shared.homes.borrow_mut() = homes.clone();
+            let worker = |number: u64, seed: u64| -> Result<Worker, nearring_client::Error> {
+                let skipped = config.skipped_steps.iter().filter(|(client, _)| *client == number);
+                Ok(Worker {
+                    number,
+                    seed,
+                    client: client()?,
+                    load,
+                    homes: homes.clone(),
+                    history: history.clone(),
+                    skipped: skipped.map(|(_, step)| *step).collect(),
+                    nodes: config.nodes,
+                })
+            };
+            let workers: Result<Vec<Worker>, _> =
+                (0..).zip(seeds.iter().copied()).map(|(number, seed)| worker(number, seed)).collect();
+            let workers = workers?;
+            futures::future::join_all(workers.iter().map(Worker::run)).await;
+            shared.finished.set(true);
+            while !shared.healed.get() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            convergence::converge(&worker(config.load.clients, 0)?, nodes_of(&config)).await;
+            Ok::<_, nearring_client::Error>(())
+        };
+        tokio::select! {
+            worked = working => worked?,
+            () = watching => {}
+        }
         Ok(())
     });
 }
 
-fn add_judge(sim: &mut turmoil::Sim<'_>, load: Load, shared: &Shared) {
-    let shared = shared.clone();
-    sim.client("judge", async move {
-        while !(shared.healed.get() && shared.finished.get() == load.clients) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        workload::judge(load.clients, client()?, load, shared.history.clone(), PATIENCE).await;
-        Ok(())
-    });
+fn nodes_of(config: &Config) -> usize {
+    usize::try_from(config.nodes).unwrap_or(usize::MAX)
 }
