@@ -10,6 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::Future;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -32,10 +33,13 @@ use crate::disk::{Faults, SimDisk};
 use crate::entropy;
 use crate::faults::{self, Fault, Host};
 use crate::history::{History, Violation};
+use crate::inject::Injector;
 use crate::invariants::{self, Evidence};
+use crate::knobs::{Counts, Knobs};
 use crate::model::Outcome;
 use crate::net;
 use crate::watch::{self, Bounds, Watched};
+use crate::whole;
 use crate::workload::{self, Homes, Load, Worker};
 
 const DATA_DIR: &str = "/data";
@@ -45,6 +49,10 @@ const ROUTER_PORT: u16 = 6334;
 const TICK: Duration = Duration::from_millis(1);
 /// How long a process that ended by itself stays down.
 pub(crate) const RESTART: Duration = Duration::from_millis(700);
+/// How long a message takes, at the least and at the most, where nothing is wrong.
+pub(crate) const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(15));
+/// How often nodes are asked whether all is whole, while somebody wants to know.
+const WHOLE_EVERY: Duration = Duration::from_millis(250);
 /// What nodes may hold with the settings that [`add_node`] gives them.
 const BOUNDS: Bounds = Bounds { log_bytes: 12 << 20, tail_vectors: 400, inflight_bytes: 64 << 20 };
 
@@ -113,18 +121,25 @@ pub struct Report {
     pub reached: BTreeMap<&'static str, u64>,
     /// Simulated time from start to end.
     pub simulated: Duration,
+    /// How often each thing was made to go wrong, by name.
+    pub injected: Counts,
+    /// Whether more was damaged than the cluster promises to survive.
+    pub beyond: bool,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, faults, violations, trace, operations, unknown, reached, simulated } = self;
+        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } = self;
         writeln!(
             f,
             "seed {}: {operations} operations, {unknown} of unknown outcome, {:.1} s simulated, trace {trace}",
             config.seed,
             simulated.as_secs_f64()
         )?;
-        writeln!(f, "  {} faults; {reached:?}", faults.len())?;
+        let list = |counts: &mut dyn Iterator<Item = String>| counts.collect::<Vec<_>>().join(", ");
+        let beyond = if *beyond { ", beyond the budget" } else { "" };
+        writeln!(f, "  injected{beyond}: {}", list(&mut injected.iter().map(|(name, count)| format!("{name} {count}"))))?;
+        writeln!(f, "  reached: {}", list(&mut reached.iter().map(|(name, count)| format!("{name} {count}"))))?;
         if !violations.is_empty() {
             (0..).zip(faults).try_for_each(|(number, fault): (usize, _)| writeln!(f, "  {number:>3} {fault}"))?;
         }
@@ -178,6 +193,12 @@ pub(crate) struct Shared {
     pub(crate) ended: Rc<RefCell<BTreeMap<Host, Duration>>>,
     /// Starts of each host, so that a later life does not draw what an earlier one did.
     pub(crate) starts: Rc<RefCell<BTreeMap<Host, u64>>>,
+    /// Whether somebody waits for the cluster to be whole.
+    pub(crate) wants_whole: Rc<Cell<bool>>,
+    /// Whether it has just been seen whole (see [`crate::whole`]).
+    pub(crate) whole: Rc<Cell<bool>>,
+    /// Whether more was damaged than the cluster promises to survive: then it owes no answers, only true ones.
+    pub(crate) beyond: Rc<Cell<bool>>,
 }
 
 impl Shared {
@@ -201,6 +222,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) skews: BTreeMap<u64, Arc<AtomicI64>>,
     pub(crate) shared: Shared,
     pub(crate) faults: Vec<Fault>,
+    pub(crate) injector: Injector,
 }
 
 fn address(host: Host) -> String {
@@ -224,28 +246,31 @@ impl<'a> Cluster<'a> {
             .epoch(std::time::UNIX_EPOCH + entropy::EPOCH)
             .simulation_duration(Duration::from_secs(24 * 3600)) // our own limit comes first, and explains itself
             .tick_duration(TICK)
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(15))
+            .min_message_latency(LATENCY.0)
+            .max_message_latency(LATENCY.1)
             .tcp_capacity(4096)
             .enable_random_order()
             .build();
         let shared = Shared::default();
-        let (mut disks, mut skews) = (BTreeMap::new(), BTreeMap::new());
+        let (mut disks, mut skews, mut injector) = (BTreeMap::new(), BTreeMap::new(), Injector::default());
         let seeds: Vec<_> = (1..=config.nodes).map(|node| (NodeId(node), address(Host::Node(node)))).collect();
         for node in 1..=config.nodes {
             let (disk, skew) = (SimDisk::new(rng.random()), Arc::new(AtomicI64::new(0)));
             make_data_dir(&disk);
             disk.set_faults(config.disk);
-            add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, &shared);
+            let knobs = injector.knobs.entry(Host::Node(node)).or_default();
+            disk.attach(knobs);
+            add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, knobs, &shared);
             disks.insert(node, disk);
             skews.insert(node, skew);
         }
-        add_router(&mut sim, rng.random(), seeds.iter().map(|(_, address)| address.clone()).collect(), &shared);
+        let addresses: Vec<String> = seeds.iter().map(|(_, address)| address.clone()).collect();
+        add_router(&mut sim, rng.random(), addresses, injector.knobs.entry(Host::Router).or_default(), &shared);
         let clients = (0..config.load.clients).map(|_| rng.random()).collect();
         add_clients(&mut sim, config, clients, &shared);
         let from = Duration::from_secs(3);
         let faults = faults::draw(&mut rng, config.nodes, from, from + config.faults_for, config.fault_every);
-        Self { config, sim, disks, skews, shared, faults }
+        Self { config, sim, disks, skews, shared, faults, injector }
     }
 
     fn run(mut self) -> Report {
@@ -266,6 +291,8 @@ impl<'a> Cluster<'a> {
             trace.update(disk.digest().as_bytes());
         }
         Report {
+            injected: self.injected(),
+            beyond: self.shared.beyond.get(),
             config: self.config.clone(),
             faults: self.faults,
             violations,
@@ -303,10 +330,10 @@ impl<'a> Cluster<'a> {
             let now = self.sim.elapsed();
             while events.last().is_some_and(|(at, ..)| *at <= now) {
                 if let Some((_, begins, fault)) = events.pop() {
-                    self.apply(fault.kind, begins);
+                    self.apply(&fault, begins);
                 }
             }
-            self.restart_ended();
+            self.tend();
             if events.is_empty() && !self.shared.healed.get() && now >= last + Duration::from_secs(1) {
                 self.heal();
             }
@@ -330,32 +357,35 @@ fn add_node(
     seeds: Vec<(NodeId, String)>,
     disk: &SimDisk,
     skew: &Arc<AtomicI64>,
+    knobs: &Knobs,
     shared: &Shared,
 ) {
     let host = Host::Node(node);
-    let (disk, skew, shared) = (disk.clone(), skew.clone(), shared.clone());
+    let (disk, skew, knobs, shared) = (disk.clone(), skew.clone(), knobs.clone(), shared.clone());
     sim.host(host.to_string(), move || {
         let (disk, skew, shared, seeds) = (disk.clone(), skew.clone(), shared.clone(), seeds.clone());
+        let knobs = knobs.clone();
         let seed = seed.wrapping_add(shared.start(host));
         let mut settings = nearring_node::settings::Settings::new(NodeId(node), DATA_DIR, address(host), seeds);
         settings.limits.log_bytes = 2 << 20; // two files, so that snapshots are taken
         settings.limits.disk_reserve_bytes = 1 << 20;
         let clock = Clock::with(Arc::new(move || {
-            let now = entropy::EPOCH + turmoil::sim_elapsed().unwrap_or_default();
+            // Not the host's own time, which a fault may make jump.
+            let now = entropy::EPOCH + entropy::elapsed();
             let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             now.saturating_add_signed(skew.load(Ordering::Relaxed))
         }));
         async move {
-            let incoming = net::listen(NODE_PORT).await?;
-            let served = NodeBuilder::new(settings)
+            let incoming = net::listen(NODE_PORT, &knobs).await?;
+            let serving = NodeBuilder::new(settings)
                 .medium(Arc::new(disk))
-                .dial(net::dial())
-                .compute(Compute::Simulated(pauses(seed)))
+                .dial(net::dial_as(&knobs))
+                .compute(Compute::Simulated(pauses(seed, &knobs)))
                 .clock(clock)
                 .engine(EngineKind::Memory)
                 .seed(seed)
-                .serve(incoming, std::future::pending())
-                .await;
+                .serve(incoming, std::future::pending());
+            let served = beside_leaps(serving, &knobs).await;
             shared.end(host, format_args!("{served:?}"));
             Ok(())
         }
@@ -364,7 +394,8 @@ fn add_node(
 
 /// Most work is quick, some takes as long as a message, and now and then a disk hangs: between a message that is sent and
 /// the sync that should cover it, everything can happen.
-fn pauses(seed: u64) -> Pauses {
+fn pauses(seed: u64, knobs: &Knobs) -> Pauses {
+    let knobs = knobs.clone();
     let rng = Mutex::new(SmallRng::seed_from_u64(seed ^ 0x7061_7573_6573));
     Pauses::new(Arc::new(move |lane| {
         let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
@@ -375,23 +406,37 @@ fn pauses(seed: u64) -> Pauses {
             (Lane::Io, 900..=996) => rng.random_range(3_000..40_000),
             (Lane::Io, _) => rng.random_range(40_000..400_000),
         };
-        Duration::from_micros(micros)
+        knobs.work(lane, Duration::from_micros(micros))
     }))
 }
 
-fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, shared: &Shared) {
-    let shared = shared.clone();
+/// Runs a host's process while its monotonic clock may jump.
+async fn beside_leaps<T>(serving: impl Future<Output = T>, knobs: &Knobs) -> T {
+    let mut serving = std::pin::pin!(serving);
+    let mut leaps = std::pin::pin!(knobs.leaps());
+    std::future::poll_fn(|cx| {
+        let served = serving.as_mut().poll(cx);
+        if served.is_pending() {
+            let _ = leaps.as_mut().poll(cx); // it never ends
+        }
+        served
+    })
+    .await
+}
+
+fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: &Knobs, shared: &Shared) {
+    let (shared, knobs) = (shared.clone(), knobs.clone());
     sim.host(Host::Router.to_string(), move || {
-        let (shared, nodes) = (shared.clone(), nodes.clone());
+        let (shared, nodes, knobs) = (shared.clone(), nodes.clone(), knobs.clone());
         let seed = seed.wrapping_add(shared.start(Host::Router));
         async move {
-            let incoming = net::listen(ROUTER_PORT).await?;
-            let served = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
-                .dial(net::dial())
+            let incoming = net::listen(ROUTER_PORT, &knobs).await?;
+            let serving = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
+                .dial(net::dial_as(&knobs))
                 .seed(seed)
                 .inline_compute()
-                .serve(incoming, std::future::pending())
-                .await;
+                .serve(incoming, std::future::pending());
+            let served = beside_leaps(serving, &knobs).await;
             shared.end(Host::Router, format_args!("{served:?}"));
             Ok(())
         }
@@ -408,7 +453,8 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
     sim.client("clients", async move {
         let nodes: Vec<String> = (1..=config.nodes).map(|node| address(Host::Node(node))).collect();
         let (history, load) = (shared.history.clone(), config.load);
-        let watching = watch::watch(nodes, net::dial(), BOUNDS, history.clone(), shared.watched.clone());
+        let watching = watch::watch(nodes.clone(), net::dial(), BOUNDS, history.clone(), shared.watched.clone());
+        let looking = look_whether_whole(nodes, shared.clone());
         let working = async {
             let homes = workload::create_collection(&client()?, &load, &history).await;
             let homes = Rc::new(Homes::new(homes));
@@ -434,12 +480,16 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
             while !shared.healed.get() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
+            if shared.beyond.get() {
+                return Ok(());
+            }
             convergence::converge(&worker(config.load.clients, 0)?, nodes_of(&config)).await;
             Ok::<_, nearring_client::Error>(())
         };
         tokio::select! {
             worked = working => worked?,
             () = watching => {}
+            () = looking => {}
         }
         Ok(())
     });
@@ -447,4 +497,26 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
 
 fn nodes_of(config: &Config) -> usize {
     usize::try_from(config.nodes).unwrap_or(usize::MAX)
+}
+}
+
+/// Looks whether the cluster is whole, while somebody wants to know; never ends.
+async fn look_whether_whole(addresses: Vec<String>, shared: Shared) {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(WHOLE_EVERY).await;
+        if !shared.wants_whole.get() {
+            before = None;
+            continue;
+        }
+        let Some(statuses) = whole::ask(&addresses).await else {
+            before = None;
+            continue;
+        };
+        if let Some(before) = before.replace(whole::applied(&statuses))
+            && whole::check(&before, &statuses).is_ok()
+        {
+            shared.whole.set(true);
+        }
+    }
 }

@@ -5,10 +5,10 @@
 //! constructor arguments that production uses too.
 //!
 //! [`cluster`] runs one; open it first. [`entropy`] makes the operating system's randomness and clocks follow from the
-//! seed, [`disk`] forgets what was not synced, [`net`] carries gRPC over simulated connections. [`workload`] is what clients
-//! do, [`faults`] what goes wrong meanwhile. [`model`] says what every operation means, [`history`] records what was asked
-//! and answered; [`invariants`] judges it, [`watch`] looks at the nodes meanwhile, and [`convergence`] demands that all
-//! heals in the end.
+//! seed, [`disk`] forgets what was not synced, [`net`] carries gRPC over simulated connections, [`knobs`] are what faults
+//! pull at a running host. [`workload`] is what clients do, [`faults`] what goes wrong meanwhile. [`model`] says what every
+//! operation means, [`history`] records what was asked and answered; [`invariants`] judges it, [`watch`] looks at the nodes
+//! meanwhile, [`whole`] says when the next damage may be done, and [`convergence`] demands that all heals in the end.
 
 pub mod cluster;
 pub mod convergence;
@@ -18,7 +18,9 @@ pub mod faults;
 pub mod history;
 mod inject;
 pub mod invariants;
+pub mod knobs;
 pub mod model;
 pub mod net;
 pub mod watch;
+pub mod whole;
 pub mod workload;
