@@ -238,11 +238,18 @@ impl Cluster<'_> {
         // Directories of earlier lives stay and are never read again; a later life has the greater name.
         let life = |path: &str| path.split_once("/log/").map(|(_, rest)| rest.to_owned());
         let newest = disk.files().iter().filter_map(|path| life(path)?.split('/').next().map(str::to_owned)).max();
-        let flipped = disk.flip_bit(part == Part::Log, |path| match part {
-            Part::Log => newest.as_ref().is_some_and(|newest| path.contains(&format!("/log/{newest}/"))),
-            Part::Segment => path.contains("/segments/"),
-            Part::Snapshot => path.contains("/shards/") && path.contains("/snapshot-"),
-        });
+        let flip = |part: Part| {
+            disk.flip_bit(part == Part::Log, |path| match part {
+                Part::Log => newest.as_ref().is_some_and(|newest| path.contains(&format!("/log/{newest}/"))),
+                Part::Segment => path.contains("/segments/"),
+                Part::Snapshot => path.contains("/shards/") && path.contains("/snapshot-"),
+            })
+        };
+        // There may be no segment or snapshot yet; there is always a log.
+        let (part, flipped) = match flip(part) {
+            None => (Part::Log, flip(Part::Log)),
+            flipped => (part, flipped),
+        };
         let name = match (&flipped, part) {
             (None, _) => "flips that found no byte",
             (_, Part::Log) => "bits flipped in logs",
