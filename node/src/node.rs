@@ -327,7 +327,7 @@ impl NodeBuilder {
             let settings = LogSettings {
                 budget_bytes: bytes,
                 file_bytes: (bytes / 8).clamp(1 << 20, 64 << 20),
-                ..LogSettings::default()
+                cache_bytes: (bytes / 64).min(LogSettings::default().cache_bytes),
             };
             let log = match SharedLog::open(medium.clone(), log_dir, self.compute.clone(), settings).await {
                 Ok(log) => log,

@@ -26,6 +26,7 @@ use nearring_node::store::EngineKind;
 use nearring_proto::ids::NodeId;
 use nearring_router::router::RouterBuilder;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::convergence;
@@ -45,8 +46,9 @@ use crate::workload::{self, Homes, Load, Worker};
 const DATA_DIR: &str = "/data";
 const NODE_PORT: u16 = 7000;
 const ROUTER_PORT: u16 = 6334;
-/// How far one step of the simulation moves time.
-const TICK: Duration = Duration::from_millis(1);
+/// How far one step of the simulation moves time: messages arrive at its ends, timers within a host are exact. What a run
+/// costs is mostly its steps, so some seeds have coarse ones.
+const TICKS: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(4)];
 /// How long a process that ended by itself stays down.
 pub(crate) const RESTART: Duration = Duration::from_millis(700);
 /// How long a message takes, at the least and at the most, where nothing is wrong.
@@ -65,6 +67,8 @@ pub struct Config {
     pub seed: u64,
     /// Nodes, an odd number; all are seeds of the meta group.
     pub nodes: u64,
+    /// How far one step of the simulation moves time.
+    pub tick: Duration,
     /// What clients do.
     pub load: Load,
     /// How long faults are started; zero for none.
@@ -80,20 +84,23 @@ pub struct Config {
 }
 
 impl Config {
-    /// Three nodes, three clients, half a minute of faults.
+    /// Three nodes, three clients, half a minute of faults. How many points there are, how large they are and how soon
+    /// they are sealed is drawn from the seed: some runs purge their logs often, some build and merge many segments.
     pub fn new(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x7368_6170_6500);
         Self {
             seed,
             nodes: 3,
+            tick: TICKS.choose(&mut rng).copied().unwrap_or(Duration::from_millis(1)),
             load: Load {
                 clients: 3,
                 operations: 75,
-                keys: 9,
-                documents: 2,
+                keys: rng.random_range(6..=14),
+                documents: rng.random_range(1..=2),
                 pause: Duration::from_millis(1500),
                 shards: 2,
-                seal_points: 16,
-                payload_bytes: 24_000,
+                seal_points: rng.random_range(1..=4),
+                payload_bytes: [2_000, 12_000, 24_000].choose(&mut rng).copied().unwrap_or(24_000),
             },
             faults_for: Duration::from_secs(30),
             fault_every: Duration::from_millis(2500),
@@ -131,7 +138,8 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } = self;
+        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } =
+            self;
         writeln!(
             f,
             "seed {}: {operations} operations, {unknown} of unknown outcome, {:.1} s simulated, trace {trace}",
@@ -140,7 +148,11 @@ impl fmt::Display for Report {
         )?;
         let list = |counts: &mut dyn Iterator<Item = String>| counts.collect::<Vec<_>>().join(", ");
         let beyond = if *beyond { ", beyond the budget" } else { "" };
-        writeln!(f, "  injected{beyond}: {}", list(&mut injected.iter().map(|(name, count)| format!("{name} {count}"))))?;
+        writeln!(
+            f,
+            "  injected{beyond}: {}",
+            list(&mut injected.iter().map(|(name, count)| format!("{name} {count}")))
+        )?;
         writeln!(f, "  reached: {}", list(&mut reached.iter().map(|(name, count)| format!("{name} {count}"))))?;
         if !violations.is_empty() {
             (0..).zip(faults).try_for_each(|(number, fault): (usize, _)| writeln!(f, "  {number:>3} {fault}"))?;
@@ -247,7 +259,7 @@ impl<'a> Cluster<'a> {
             .rng_seed(rng.random())
             .epoch(std::time::UNIX_EPOCH + entropy::EPOCH)
             .simulation_duration(Duration::from_secs(24 * 3600)) // our own limit comes first, and explains itself
-            .tick_duration(TICK)
+            .tick_duration(config.tick)
             .min_message_latency(LATENCY.0)
             .max_message_latency(LATENCY.1)
             .tcp_capacity(4096)
@@ -504,7 +516,6 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
 
 fn nodes_of(config: &Config) -> usize {
     usize::try_from(config.nodes).unwrap_or(usize::MAX)
-}
 }
 
 /// Looks whether the cluster is whole, while somebody wants to know; never ends.
