@@ -932,7 +932,7 @@ mod tests {
     /// Whatever was being done, the n-th operation that changes the disk and all after it do not happen.
     #[test]
     fn a_fuse_freezes_the_disk_at_exactly_the_nth_operation() {
-        let path = Path::new;
+        let path = |path: &'static str| Path::new(path);
         for effects in 0..9 {
             let (disk, knobs) = (SimDisk::new(effects), Knobs::default());
             disk.attach(&knobs);
@@ -940,7 +940,7 @@ mod tests {
             let mut done = 0;
             for number in 0..3 {
                 let name = format!("/{number}");
-                let Ok(mut file) = disk.open_append(path(&name)) else { break };
+                let Ok(mut file) = disk.open_append(Path::new(&name)) else { break };
                 done += 1;
                 for _ in 0..2 {
                     done += u64::from(file.append(b"x").is_ok());

@@ -65,7 +65,10 @@ pub fn dial_as(knobs: &Knobs) -> Dial {
 ///
 /// # Errors
 /// Where the port is taken.
-pub async fn listen(port: u16, knobs: &Knobs) -> io::Result<impl Stream<Item = io::Result<Connection>> + Send + Unpin> {
+pub async fn listen(
+    port: u16,
+    knobs: &Knobs,
+) -> io::Result<impl Stream<Item = io::Result<Connection>> + Send + Unpin + use<>> {
     let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), port)).await?;
     Ok(Box::pin(futures::stream::unfold((listener, knobs.clone()), |(listener, knobs)| async {
         running(&knobs).await;
