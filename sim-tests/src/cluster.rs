@@ -84,6 +84,9 @@ pub struct Config {
 }
 
 impl Config {
+    /// Steps of each client.
+    pub const STEPS: u64 = 75;
+
     /// Three nodes, three clients, half a minute of faults. How many points there are, how large they are and how soon
     /// they are sealed is drawn from the seed: some runs purge their logs often, some build and merge many segments.
     pub fn new(seed: u64) -> Self {
@@ -94,10 +97,10 @@ impl Config {
             tick: TICKS.choose(&mut rng).copied().unwrap_or(Duration::from_millis(1)),
             load: Load {
                 clients: 3,
-                operations: 75,
+                operations: Self::STEPS,
                 keys: rng.random_range(6..=14),
                 documents: rng.random_range(1..=2),
-                pause: Duration::from_millis(1500),
+                pause: Duration::from_millis(600),
                 shards: 2,
                 seal_points: rng.random_range(1..=4),
                 payload_bytes: [2_000, 12_000, 24_000].choose(&mut rng).copied().unwrap_or(24_000),
@@ -463,7 +466,7 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: 
 }
 
 fn client() -> Result<Client, nearring_client::Error> {
-    Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(3)).build()
+    Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(2)).build()
 }
 
 /// All clients are one host: turmoil's cost is by host and tick, and nothing that happens to a client alone is simulated.
