@@ -226,7 +226,7 @@ impl<'a> Cluster<'a> {
         for client in 0..config.load.clients {
             add_client(&mut sim, client, rng.random(), config.load, &shared);
         }
-        add_judge(&mut sim, config.load, &shared);
+        add_judge(&mut sim, config.seed, config.load, &shared);
         let from = Duration::from_secs(3);
         let faults = faults::draw(&mut rng, config.nodes, from, from + config.faults_for, config.fault_every);
         Self { config, sim, disks, skews, shared, faults }
@@ -425,11 +425,7 @@ fn add_node(
         let mut settings = nearring_node::settings::Settings::new(NodeId(node), DATA_DIR, address(host), seeds);
         settings.limits.log_bytes = 2 << 20; // two files, so that snapshots are taken
         settings.limits.disk_reserve_bytes = 1 << 20;
-        let clock = Clock::with(Arc::new(move || {
-            let now = entropy::EPOCH + turmoil::sim_elapsed().unwrap_or_default();
-            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-            now.saturating_add_signed(skew.load(Ordering::Relaxed))
-        }));
+        let clock = clock(skew);
         async move {
             let incoming = net::listen(NODE_PORT).await?;
             let served = NodeBuilder::new(settings)
@@ -474,7 +470,7 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, shared:
             let served = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
                 .dial(net::dial())
                 .seed(seed)
-                .inline_compute()
+                .compute(nearring_router::compute::Compute::Inline)
                 .serve(incoming, std::future::pending())
                 .await;
             shared.end(Host::Router, format_args!("{served:?}"));
@@ -483,14 +479,24 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, shared:
     });
 }
 
-fn client() -> Result<Client, nearring_client::Error> {
-    Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(3)).build()
+/// Wall time of a host whose clock is so many milliseconds ahead.
+fn clock(skew: Arc<AtomicI64>) -> Clock {
+    Clock::with(Arc::new(move || {
+        let now = entropy::EPOCH + turmoil::sim_elapsed().unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        now.saturating_add_signed(skew.load(Ordering::Relaxed))
+    }))
+}
+
+fn client(seed: u64) -> Result<Client, nearring_client::Error> {
+    let builder = Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(3));
+    builder.clock(clock(Arc::default())).seed(seed).build()
 }
 
 fn add_client(sim: &mut turmoil::Sim<'_>, number: u64, seed: u64, load: Load, shared: &Shared) {
     let shared = shared.clone();
     sim.client(format!("client-{number}"), async move {
-        let client = client()?;
+        let client = client(seed)?;
         workload::create_collection(&client, &load, &shared.history).await;
         workload::run(number, seed, client, load, shared.history.clone()).await;
         shared.finished.set(shared.finished.get() + 1);
@@ -498,13 +504,13 @@ fn add_client(sim: &mut turmoil::Sim<'_>, number: u64, seed: u64, load: Load, sh
     });
 }
 
-fn add_judge(sim: &mut turmoil::Sim<'_>, load: Load, shared: &Shared) {
+fn add_judge(sim: &mut turmoil::Sim<'_>, seed: u64, load: Load, shared: &Shared) {
     let shared = shared.clone();
     sim.client("judge", async move {
         while !(shared.healed.get() && shared.finished.get() == load.clients) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        workload::judge(load.clients, client()?, load, shared.history.clone(), PATIENCE).await;
+        workload::judge(load.clients, client(seed)?, load, shared.history.clone(), PATIENCE).await;
         Ok(())
     });
 }

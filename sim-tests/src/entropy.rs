@@ -5,8 +5,8 @@
 //! it continues that seed's sequence; on every other thread it asks the kernel, as before. `HashMap` draws its keys once a
 //! thread and counts up from there, so every simulation runs on a thread of its own.
 //!
-//! Wall time likewise: what reads the system's clock on such a thread (a client stamping its session, hyper dating a
-//! response) sees [`EPOCH`] and what the simulation added by [`set_elapsed`].
+//! Wall time likewise, as a guard: nodes and clients are given their clocks, but dependencies read the system's (hyper
+//! dates its responses). On such a thread they see [`EPOCH`] and what the simulation added by [`set_elapsed`].
 //!
 //! What this cannot reach: addresses in memory, the monotonic clock (under tokio's paused clock only
 //! the differences matter, and tokio makes them), and threads a dependency starts. The simulated binary starts none.
