@@ -162,7 +162,8 @@ fn verify_finds_a_flipped_a_missing_an_old_and_a_foreign_value() {
         let old = engine.get(&key).unwrap().unwrap();
         shard.upsert(7..8, r#"{"n":2}"#);
         shard.check();
-        let intact = || shard.store.verify(&mut |_, _| ()).unwrap().is_some();
+        let store = shard.store.clone();
+        let intact = || store.verify(&mut |_, _| ()).unwrap().is_some();
         let session = keys::session(&crate::machine::testing::session(1));
         for key in [key.as_slice(), keys::META, session.as_slice()] {
             let value = engine.get(key).unwrap().unwrap();
