@@ -5,11 +5,11 @@
 //! it continues that seed's sequence; on every other thread it asks the kernel, as before. `HashMap` draws its keys once a
 //! thread and counts up from there, so every simulation runs on a thread of its own.
 //!
-//! Wall time likewise, as a guard: nodes and clients are given their clocks, but dependencies read the system's (hyper
-//! dates its responses). On such a thread they see [`EPOCH`] and what the simulation added by [`set_elapsed`].
+//! Time likewise, as a guard: nodes and clients are given their clocks, but dependencies read the system's (hyper dating a
+//! response, tokio under its paused clock). On such a thread they see [`EPOCH`] and what the simulation
+//! added by [`set_elapsed`], the monotonic clock included.
 //!
-//! What this cannot reach: addresses in memory, the monotonic clock (under tokio's paused clock only
-//! the differences matter, and tokio makes them), and threads a dependency starts. The simulated binary starts none.
+//! What this cannot reach: addresses in memory, and threads a dependency starts. The simulated binary starts none.
 use std::cell::Cell;
 use std::ffi::{c_int, c_long, c_void};
 use std::thread;
@@ -29,6 +29,11 @@ pub const EPOCH: Duration = Duration::from_secs(1_767_225_600);
 /// Moves the wall time of this thread to so long after [`EPOCH`]. Call it on a thread of [`on_thread`].
 pub fn set_elapsed(elapsed: Duration) {
     WALL.set(Some(EPOCH + elapsed));
+}
+
+/// How long after [`EPOCH`] the wall time of this thread is; zero on a thread that has none of its own.
+pub fn elapsed() -> Duration {
+    WALL.get().map_or(Duration::ZERO, |wall| wall.saturating_sub(EPOCH))
 }
 
 /// Runs `work` on a fresh thread on which all randomness follows from `seed`, and returns what it returned.
@@ -93,7 +98,9 @@ pub struct Timespec {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int {
     const REALTIME: c_int = 0;
-    let wall = WALL.try_with(Cell::get).ok().flatten().filter(|_| clock == REALTIME);
+    const MONOTONIC: c_int = 1;
+    // The monotonic clock too: asked for real it would take a system call, for a simulation asks a million times a second.
+    let wall = WALL.try_with(Cell::get).ok().flatten().filter(|_| clock == REALTIME || clock == MONOTONIC);
     let Some(wall) = wall else {
         // SAFETY: the arguments are those of our caller, who promises that they are valid for this call.
         return unsafe { syscall(SYS_CLOCK_GETTIME, c_long::from(clock), time) } as c_int;
@@ -159,7 +166,9 @@ mod tests {
             assert_eq!(since_1970(), EPOCH + Duration::from_millis(1500));
             let before = Instant::now();
             thread::sleep(Duration::from_millis(2));
-            assert!(before.elapsed() >= Duration::from_millis(2));
+            assert_eq!(before.elapsed(), Duration::ZERO);
+            set_elapsed(Duration::from_millis(1502));
+            assert_eq!(before.elapsed(), Duration::from_millis(2));
         });
         let real = since_1970();
         thread::sleep(Duration::from_millis(2));
