@@ -1,12 +1,16 @@
 //! The client: one channel to a router, read tokens kept per collection, writes numbered by a session.
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use nearring_proto::clock::Clock;
 use nearring_proto::ids::ShardId;
 use nearring_proto::position::{Position, ReadToken};
 use nearring_proto::wire::{self, nearring_client::NearringClient};
 use nearring_proto::{WIRE_FORMAT, wire::Dial};
+use rand::distr::{Distribution, StandardUniform};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -22,6 +26,8 @@ pub struct ClientBuilder {
     retry: RetryPolicy,
     deadline: Duration,
     dial: Option<Dial>,
+    clock: Clock,
+    seed: Option<u64>,
 }
 
 impl ClientBuilder {
@@ -43,10 +49,24 @@ impl ClientBuilder {
         self
     }
 
+    /// Wall time; the operating system's unless set. Sessions say when they began.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// What session ids and pauses between repeats follow from; drawn unless set. Two clients of one seed would take each
+    /// other's sessions for their own.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// The client. It connects at its first call, and again whenever the connection is lost.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] where the router's address is not `host:port`.
+    #[allow(clippy::disallowed_methods, reason = "the seed of a client that is given none")]
     pub fn build(self) -> Result<Client, Error> {
         let channel = match &self.dial {
             Some(dial) => dial(&self.router),
@@ -63,7 +83,12 @@ impl ClientBuilder {
             rpc: NearringClient::new(channel).max_decoding_message_size(Client::MESSAGE_BYTES_MAX),
             retry: self.retry,
             deadline: self.deadline,
-            shared: Arc::default(),
+            clock: self.clock,
+            shared: Arc::new(Shared {
+                random: Mutex::new(self.seed.map_or_else(SmallRng::from_os_rng, SmallRng::seed_from_u64)),
+                tokens: Mutex::default(),
+                sessions: Mutex::default(),
+            }),
         })
     }
 }
@@ -76,12 +101,13 @@ pub struct Client {
     rpc: NearringClient<Channel>,
     retry: RetryPolicy,
     deadline: Duration,
+    clock: Clock,
     shared: Arc<Shared>,
 }
 
 /// Small maps behind plain mutexes; none is held across an await.
-#[derive(Default)]
 struct Shared {
+    random: Mutex<SmallRng>,
     tokens: Mutex<BTreeMap<String, ReadToken>>,
     sessions: Mutex<BTreeMap<String, Session>>,
 }
@@ -103,6 +129,8 @@ impl Client {
             retry: RetryPolicy::default(),
             deadline: Duration::from_secs(10),
             dial: None,
+            clock: Clock::system(),
+            seed: None,
         }
     }
 
@@ -224,10 +252,8 @@ impl Client {
         if let Some(session) = lock(&self.shared.sessions).get(collection) {
             return Ok(session.clone());
         }
-        let session = Session::new(Uuid::from_u128(rand::random()));
-        let opened_at_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let session = Session::new(Uuid::from_u128(self.draw()));
+        let opened_at_ms = self.clock.now_ms();
         let request = wire::OpenSessionRequest {
             format: WIRE_FORMAT,
             collection: collection.to_owned(),
@@ -236,6 +262,13 @@ impl Client {
         };
         self.call(true, request, async |mut rpc, request| rpc.open_session(request).await).await?;
         Ok(lock(&self.shared.sessions).entry(collection.to_owned()).or_insert(session).clone())
+    }
+
+    fn draw<T>(&self) -> T
+    where
+        StandardUniform: Distribution<T>,
+    {
+        lock(&self.shared.random).random()
     }
 
     /// Lets the next write open another session, unless a concurrent one has done so already.
@@ -280,7 +313,7 @@ impl Client {
                     }
                     Err(error) => (error.kind, Err(error)),
                 };
-                match (self.retry.next_pause(sent, kind, true, rand::random()), outcome) {
+                match (self.retry.next_pause(sent, kind, true, self.draw()), outcome) {
                     (Some(pause), outcome) => {
                         uncertain = Some(match outcome {
                             Ok(_) => "a part of its shards".to_owned(),
@@ -326,7 +359,7 @@ impl Client {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            match self.retry.next_pause(sent, error.kind, repeatable, rand::random()) {
+            match self.retry.next_pause(sent, error.kind, repeatable, self.draw()) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error),
             }

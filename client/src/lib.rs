@@ -11,12 +11,15 @@
 //!
 //! Open [`client`] first; [`mod@write`], [`mod@read`] and [`answer`] hold its operations on points and documents; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
 //! write have one effect; [`bulk`] imports streams in bounded memory; [`error`] says what a caller can do next.
+// Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod answer;
 pub mod bulk;
 pub mod client;
 pub mod error;
 #[cfg(feature = "files")]
+#[allow(clippy::disallowed_methods, reason = "the caller's own files, for the command line")]
 pub mod files;
 pub mod read;
 pub mod retry;

@@ -86,6 +86,7 @@ impl Drop for Here<'_> {
 
 impl Compute {
     /// A pool sized to the machine's cores.
+    #[allow(clippy::disallowed_methods, reason = "of the pool only")]
     pub fn pool() -> Self {
         Self::pool_of(std::thread::available_parallelism().map_or(1, |cores| cores.get()))
     }
@@ -131,7 +132,9 @@ impl Compute {
         if before.max(lanes.here.load(Ordering::Relaxed) - 1) >= lanes.here_max {
             return None;
         }
-        here.since = Some(Instant::now());
+        #[allow(clippy::disallowed_methods, reason = "of the pool only")]
+        let now = Instant::now();
+        here.since = Some(now);
         Some(here)
     }
 
@@ -179,6 +182,7 @@ async fn simulated<T: Send + 'static>(pauses: &Pauses, lane: Lane, work: impl Fn
     finished(tokio::spawn(slow)).await
 }
 
+#[allow(clippy::disallowed_methods, reason = "the pool's threads")]
 async fn unbounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     finished(tokio::task::spawn_blocking(work)).await
 }

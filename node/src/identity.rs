@@ -215,6 +215,10 @@ pub struct Lock {
 ///
 /// # Errors
 /// [`IdentityError::Locked`] where another process has it; the file system's errors.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a lock of the operating system, taken by the program before a node begins"
+)]
 pub fn lock(dir: &Path) -> Result<Lock, IdentityError> {
     let path = dir.join("lock");
     let io = |source| IdentityError::Io { path: path.clone(), source };

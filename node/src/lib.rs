@@ -6,10 +6,11 @@
 //! [`shard`]: [`raft`] orders its entries, [`machine`] says what an entry does, [`store`] keeps the points, [`index`] finds
 //! them by vector and [`payload_index`] by payload. [`rpc`] answers routers and other nodes; [`admission`] bounds what is
 //! under way; [`settings`] is what a node is started with.
+// Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod admission;
 pub mod bootstrap;
-pub mod clock;
 pub mod compute;
 pub mod identity;
 pub mod index;
@@ -24,3 +25,5 @@ pub mod settings;
 pub mod shard;
 pub mod shards;
 pub mod store;
+
+pub use nearring_proto::clock;

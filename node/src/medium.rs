@@ -118,6 +118,7 @@ impl AppendFile for OsAppendFile {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "the medium's production side")]
 impl Medium for OsMedium {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::create_dir_all(path)

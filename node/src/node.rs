@@ -164,6 +164,7 @@ pub fn dial_tcp() -> Dial {
 
 impl NodeBuilder {
     /// A node with these settings on the operating system's disk, network, clock and threads.
+    #[allow(clippy::disallowed_methods, reason = "the seed of a node that is given none")]
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,

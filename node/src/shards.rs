@@ -333,10 +333,13 @@ impl Shards {
         for shard in self.all() {
             let ended = shard.raft.metrics().borrow_watched().running_state.clone();
             if let Err(error) = ended {
-                tracing::error!(shard = %shard.id, %error, "a replica has stopped; it is started again from disk");
-                self.inner.running.write().unwrap_or_else(PoisonError::into_inner).remove(&shard.id);
+                let id = shard.id;
+                tracing::error!(shard = %id, %error, "a replica has stopped; it is started again from disk");
+                self.inner.running.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 shard.stop().await;
-                self.start_shard(shard.id).await;
+                // The store's files are locked for as long as anybody holds the old replica.
+                drop(shard);
+                self.start_shard(id).await;
             }
         }
         let failed: Vec<ShardId> =

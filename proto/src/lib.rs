@@ -4,8 +4,12 @@
 //! in which every merge agrees, [`placement`] where a point and a shard live. [`wire`] is the only module that names
 //! generated code, [`convert`] the only one that knows both sides.
 //!
-//! A thing belongs here when two crates must agree on it exactly. No tokio, no I/O, no openraft.
+//! A thing belongs here when two crates must agree on it exactly. No tokio, no I/O, no openraft; what reads the outside,
+//! [`clock`] and [`wire::Dial`], is handed in by whoever starts a process.
+// Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod clock;
 pub mod collection;
 pub mod convert;
 pub mod coverage;

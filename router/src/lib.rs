@@ -13,8 +13,11 @@
 //! Answers from documents, in the order in which data flows: [`documents`] cuts texts into chunks, [`embed`] gives chunks
 //! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
 //! answer that [`generate`] writes.
+// Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod cluster_view;
+pub mod compute;
 pub mod documents;
 pub mod embed;
 pub mod failure;

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::cluster_view::ClusterView;
+use crate::compute::Compute;
 use crate::embed::Embedder;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
@@ -38,7 +39,7 @@ struct Parts {
     embedder: Arc<dyn Embedder>,
     generator: Arc<dyn Generator>,
     embedding: Semaphore,
-    inline: bool,
+    compute: Compute,
 }
 
 /// A collection that serves, and the table it was found in.
@@ -48,17 +49,16 @@ struct Found {
 }
 
 impl Pipeline {
-    /// Puts the parts together. With `inline`, texts are embedded on the calling task: for simulations, where a pool of
-    /// threads would end in an order of its own.
+    /// Puts the parts together.
     pub fn new(
         view: ClusterView,
         settings: Settings,
         embedder: Arc<dyn Embedder>,
         generator: Arc<dyn Generator>,
-        inline: bool,
+        compute: Compute,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
-        Self(Arc::new(Parts { view, settings, embedder, generator, embedding, inline }))
+        Self(Arc::new(Parts { view, settings, embedder, generator, embedding, compute }))
     }
 
     /// What it was started with.

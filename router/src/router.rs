@@ -13,6 +13,7 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster_view::ClusterView;
+use crate::compute::Compute;
 use crate::embed::{EmbedError, Embedder, Static256};
 use crate::gateway::native::Native;
 use crate::generate::{Extractive, Generator};
@@ -26,7 +27,7 @@ pub struct RouterBuilder {
     seed: Option<u64>,
     embedder: Option<Arc<dyn Embedder>>,
     generator: Option<Arc<dyn Generator>>,
-    inline: bool,
+    compute: Compute,
 }
 
 /// Why a router does not start or stopped.
@@ -46,7 +47,7 @@ pub enum RouterError {
 impl RouterBuilder {
     /// A router with these settings, TCP, a random seed, and what ships for embedding and generating.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, dial: None, seed: None, embedder: None, generator: None, inline: false }
+        Self { settings, dial: None, seed: None, embedder: None, generator: None, compute: Compute::Pool }
     }
 
     /// Reaches nodes this way.
@@ -73,9 +74,9 @@ impl RouterBuilder {
         self
     }
 
-    /// Embeds on the calling task instead of a pool of threads, for simulations.
-    pub fn inline_compute(mut self) -> Self {
-        self.inline = true;
+    /// Where texts are embedded.
+    pub fn compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
         self
     }
 
@@ -91,11 +92,12 @@ impl RouterBuilder {
         };
         let generator = self.generator.unwrap_or_else(|| Arc::new(Extractive::new(embedder.clone())));
         let dial = self.dial.unwrap_or_else(tcp);
+        #[allow(clippy::disallowed_methods, reason = "the seed of a router that is given none")]
         let seed = self.seed.unwrap_or_else(rand::random);
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
-        let pipeline = Pipeline::new(view, self.settings, embedder, generator, self.inline);
+        let pipeline = Pipeline::new(view, self.settings, embedder, generator, self.compute);
         Ok(Router { native: Native::new(pipeline), _watch: watch })
     }
 

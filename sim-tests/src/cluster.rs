@@ -372,6 +372,7 @@ impl<'a> Cluster<'a> {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "one for each part of a host")]
 fn add_node(
     sim: &mut turmoil::Sim<'_>,
     node: u64,
@@ -391,12 +392,7 @@ fn add_node(
         let mut settings = nearring_node::settings::Settings::new(NodeId(node), DATA_DIR, address(host), seeds);
         settings.limits.log_bytes = 2 << 20; // two files, so that snapshots are taken
         settings.limits.disk_reserve_bytes = 1 << 20;
-        let clock = Clock::with(Arc::new(move || {
-            // Not the host's own time, which a fault may make jump.
-            let now = entropy::EPOCH + entropy::elapsed();
-            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-            now.saturating_add_signed(skew.load(Ordering::Relaxed))
-        }));
+        let clock = clock(skew);
         async move {
             let incoming = net::listen(NODE_PORT, &knobs).await?;
             let serving = NodeBuilder::new(settings)
@@ -456,7 +452,7 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: 
             let serving = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
                 .dial(net::dial_as(&knobs))
                 .seed(seed)
-                .inline_compute()
+                .compute(nearring_router::compute::Compute::Inline)
                 .serve(incoming, std::future::pending());
             let served = beside_leaps(serving, &knobs).await;
             shared.end(Host::Router, format_args!("{served:?}"));
@@ -465,8 +461,19 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: 
     });
 }
 
-fn client() -> Result<Client, nearring_client::Error> {
-    Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(2)).build()
+/// Wall time of a host whose clock is so many milliseconds ahead.
+fn clock(skew: Arc<AtomicI64>) -> Clock {
+    Clock::with(Arc::new(move || {
+        // Not the host's own time, which a fault may make jump.
+        let now = entropy::EPOCH + entropy::elapsed();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        now.saturating_add_signed(skew.load(Ordering::Relaxed))
+    }))
+}
+
+fn client(seed: u64) -> Result<Client, nearring_client::Error> {
+    let builder = Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(2));
+    builder.clock(clock(Arc::default())).seed(seed).build()
 }
 
 /// All clients are one host: turmoil's cost is by host and tick, and nothing that happens to a client alone is simulated.
@@ -478,7 +485,7 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
         let watching = watch::watch(nodes.clone(), net::dial(), BOUNDS, history.clone(), shared.watched.clone());
         let looking = look_whether_whole(nodes, shared.clone());
         let working = async {
-            let homes = workload::create_collection(&client()?, &load, &history).await;
+            let homes = workload::create_collection(&client(config.seed)?, &load, &history).await;
             let homes = Rc::new(Homes::new(homes));
             *shared.homes.borrow_mut() = homes.clone();
             let worker = |number: u64, seed: u64| -> Result<Worker, nearring_client::Error> {
@@ -486,7 +493,7 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
                 Ok(Worker {
                     number,
                     seed,
-                    client: client()?,
+                    client: client(seed)?,
                     load,
                     homes: homes.clone(),
                     history: history.clone(),

@@ -5,8 +5,9 @@
 //! it continues that seed's sequence; on every other thread it asks the kernel, as before. `HashMap` draws its keys once a
 //! thread and counts up from there, so every simulation runs on a thread of its own.
 //!
-//! Time likewise: what reads the system's clocks on such a thread (hyper dating a response, tokio under its paused clock)
-//! sees [`EPOCH`] and what the simulation added by [`set_elapsed`], the monotonic clock included.
+//! Time likewise, as a guard: nodes and clients are given their clocks, but dependencies read the system's (hyper dating a
+//! response, tokio under its paused clock). On such a thread they see [`EPOCH`] and what the simulation
+//! added by [`set_elapsed`], the monotonic clock included.
 //!
 //! What this cannot reach: addresses in memory, and threads a dependency starts. The simulated binary starts none.
 use std::cell::Cell;

@@ -47,6 +47,11 @@ impl ShardMachine {
             .compute
             .io(move || {
                 let replies = state.apply(&mut machine, &entries);
+                if replies.is_ok()
+                    && let Err(error) = state.compact_if_asked(&machine)
+                {
+                    tracing::warn!(shard = %state.shard, %error, "the store could not be built anew");
+                }
                 (machine, replies)
             })
             .await;

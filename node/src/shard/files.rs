@@ -34,6 +34,11 @@ pub fn snapshot_index(name: &str) -> Option<u64> {
     name.strip_prefix("snapshot-")?.strip_suffix(".nrs")?.parse().ok()
 }
 
+/// The directory of a store, by generation.
+pub fn store_dir(dir: &Path, generation: u64) -> PathBuf {
+    dir.join(format!("store-{generation}"))
+}
+
 /// The generation in a store directory's name.
 pub fn store_generation(name: &str) -> Option<u64> {
     name.strip_prefix("store-")?.parse().ok()

@@ -108,8 +108,12 @@ impl Upkeep {
         }
         if now >= self.garbage_at {
             self.garbage_at = now + GARBAGE_EVERY;
-            let state = shard.state.clone();
-            if let Err(error) = shard.ctx.compute.io(move || state.collect_garbage()).await {
+            let (state, leads) = (shard.state.clone(), shard.is_leader());
+            let tidy = move || {
+                state.check_bloat(leads);
+                state.collect_garbage()
+            };
+            if let Err(error) = shard.ctx.compute.io(tidy).await {
                 tracing::warn!(shard = %shard.id, %error, "old files could not be removed");
             }
         }

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 
 use bytes::Bytes;
@@ -36,7 +36,10 @@ use crate::machine::record::Record;
 use crate::machine::{Machine, MachineMeta};
 use crate::medium::{Medium, write_durably};
 use crate::raft::{Entry, LogId, StoredMembership};
-use crate::store::{EngineKind, Store};
+use crate::store::{EngineKind, Store, StoreError};
+
+/// Bytes of a store's files for each live byte, above which it is built anew.
+const BLOAT_MAX: f64 = 3.0;
 
 /// What readers see: all of it as of one applied entry.
 pub struct Body {
@@ -83,6 +86,8 @@ pub struct ShardState {
     /// Manifests of the snapshots on disk, by index.
     snapshots: Mutex<BTreeMap<u64, BTreeSet<SegmentHash>>>,
     me: ReplicaId,
+    /// Whether the store is to be built anew.
+    compact: AtomicBool,
     since_snapshot: AtomicU64,
     snapshot_bytes: AtomicU64,
     writes: AtomicU64,
@@ -147,11 +152,22 @@ impl ShardState {
         let local = local_segments(medium.as_ref(), &segments_dir)?;
 
         let newest = index_of(last_durable).max(index_of(snapshot_at));
-        let kept = open_store(engine, medium.as_ref(), &dir, index_of(snapshot_at)..=newest, &local);
-        let (machine, store, mut index) = match kept? {
+        let generations = store_generations(medium.as_ref(), &dir)?;
+        let newest_store = generations.last().map(|number| files::store_dir(&dir, *number));
+        let kept = match &newest_store {
+            Some(path) => open_store(engine, path, index_of(snapshot_at)..=newest, &local)?,
+            None => None,
+        };
+        // Older ones, and the newest where it is not kept, are of no use; a crash may bring them back all the same.
+        let rest = generations.len() - usize::from(kept.is_some());
+        for number in generations.iter().take(rest) {
+            medium.remove_dir_all(&files::store_dir(&dir, *number))?;
+        }
+        let (machine, store, mut index) = match kept {
             Some(kept) => kept,
             None => {
-                rebuild_store(engine, medium.as_ref(), &dir, snapshot.as_ref().map(|(_, snapshot)| snapshot), &local)?
+                let path = files::store_dir(&dir, next_generation(&generations));
+                rebuild_store(engine, &path, snapshot.as_ref().map(|(_, snapshot)| snapshot), &local)?
             }
         };
         if let Some((_, snapshot)) = &snapshot {
@@ -176,6 +192,7 @@ impl ShardState {
             guards: Mutex::default(),
             snapshots: Mutex::new(snapshots),
             me,
+            compact: AtomicBool::new(false),
             since_snapshot: AtomicU64::new(0),
             snapshot_bytes: AtomicU64::new(0),
             writes: AtomicU64::new(0),
@@ -265,6 +282,11 @@ impl ShardState {
     /// unknown, and its store is rebuilt at the next start.
     pub fn apply(&self, machine: &mut Machine, entries: &[Entry]) -> io::Result<Vec<Bytes>> {
         let store = self.read().store.clone();
+        // What a failing store holds is not to be tried again: the next start builds another one.
+        let broken = |error: StoreError| {
+            store.discard();
+            invalid(error)
+        };
         let mut batch = store.begin();
         let mut replies = Vec::with_capacity(entries.len());
         let mut changes = Vec::new();
@@ -283,7 +305,7 @@ impl ShardState {
                     let envelope = Envelope::decode(&proposal.0).map_err(invalid)?;
                     bytes += proposal.0.len() as u64;
                     writes += u64::from(!is_upkeep(&envelope.command));
-                    let applied = machine.apply(&batch, entry.log_id, &envelope).map_err(invalid)?;
+                    let applied = machine.apply(&batch, entry.log_id, &envelope).map_err(broken)?;
                     batch.stage(&applied);
                     replies.push(encode_reply(&applied.reply, applied.repeated));
                     changes.extend(applied.changes);
@@ -291,7 +313,7 @@ impl ShardState {
             }
         }
         let mut body = self.write_body();
-        batch.commit(machine).map_err(invalid)?;
+        batch.commit(machine).map_err(broken)?;
         let mut works = Vec::new();
         for change in changes {
             let segment = match &change {
@@ -303,7 +325,7 @@ impl ShardState {
                 works.push((segment, work));
             }
         }
-        fill_payload_indexes(&mut body).map_err(invalid)?;
+        fill_payload_indexes(&mut body).map_err(broken)?;
         body.meta = machine.meta.clone();
         let applied = body.applied();
         {
@@ -320,6 +342,53 @@ impl ShardState {
         self.writes.fetch_add(writes, Ordering::Relaxed);
         self.applied.send_replace(applied);
         Ok(replies)
+    }
+
+    /// Looks whether the store's files are mostly waste, and has them built anew after a batch that comes if they are.
+    /// Entries wait meanwhile, for about half a minute a million points; so a leader, whom writers wait for, does it late.
+    pub fn check_bloat(&self, leads: bool) {
+        let most = if leads { BLOAT_MAX * 2.0 } else { BLOAT_MAX };
+        let store = self.read().store.clone();
+        self.compact.store(store.bloat() > most, Ordering::Relaxed);
+    }
+
+    /// Builds the store anew from itself where [`ShardState::check_bloat`] asked for that. `machine` is as of the last
+    /// entry applied, and none is being applied meanwhile; readers are. Blocks.
+    ///
+    /// # Errors
+    /// Of the medium or a store; the old one goes on then.
+    pub fn compact_if_asked(&self, machine: &Machine) -> io::Result<()> {
+        if self.compact.swap(false, Ordering::Relaxed) { self.compact(machine) } else { Ok(()) }
+    }
+
+    pub(super) fn compact(&self, machine: &Machine) -> io::Result<()> {
+        let old = self.read().store.clone();
+        let (mut after, mut failed, mut page) = (None, None, Vec::new().into_iter());
+        let records = std::iter::from_fn(|| {
+            if page.len() == 0 {
+                match old.range(after.as_ref(), Capture::CHUNK) {
+                    Ok(next) => {
+                        after = next.last().map(|(id, _)| id.clone());
+                        page = next.into_iter();
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            page.next()
+        });
+        let new = Store::import(self.engine, &self.next_store_dir()?, machine, records);
+        if let Some(error) = failed {
+            return Err(invalid(error));
+        }
+        self.write_body().store = Arc::new(new.map_err(invalid)?);
+        // An export of it may still be running.
+        old.discard();
+        Ok(())
+    }
+
+    fn next_store_dir(&self) -> io::Result<PathBuf> {
+        let generations = store_generations(self.medium.as_ref(), &self.dir)?;
+        Ok(files::store_dir(&self.dir, next_generation(&generations)))
     }
 
     /// A snapshot as of now, to be written while entries go on being applied.
@@ -372,16 +441,17 @@ impl ShardState {
         medium.sync_dir(&self.dir)?;
         let local = local_segments(medium, &self.dir.join("segments"))?;
         let (machine, store, mut index_in_memory) =
-            rebuild_store(self.engine, medium, &self.dir, Some(&snapshot), &local)?;
+            rebuild_store(self.engine, &self.next_store_dir()?, Some(&snapshot), &local)?;
         for vector in snapshot.vectors() {
             let (id, name, stamp, values) = vector?;
             if index_in_memory.wants(&id, &name, stamp) {
                 index_in_memory.restore_vector(&id, &name, stamp, values);
             }
         }
-        let mut body = self.write_body();
-        *body = Body { meta: machine.meta.clone(), store, index: index_in_memory };
-        drop(body);
+        let body = Body { meta: machine.meta.clone(), store, index: index_in_memory };
+        let before = std::mem::replace(&mut *self.write_body(), body);
+        // An export of it may still be running.
+        before.store.discard();
         locked(&self.works).clear();
         locked(&self.snapshots).insert(index, hashes(&machine.meta));
         self.since_snapshot.store(0, Ordering::Relaxed);
@@ -486,7 +556,7 @@ fn hashes(meta: &MachineMeta) -> BTreeSet<SegmentHash> {
 
 /// Tells payload indexes that a `Configure` added what the points hold. Under the write lock: searches wait once for as long
 /// as it takes to read every payload.
-fn fill_payload_indexes(body: &mut Body) -> Result<(), crate::store::StoreError> {
+fn fill_payload_indexes(body: &mut Body) -> Result<(), StoreError> {
     let paths = body.index.unfilled().to_vec();
     if paths.is_empty() {
         return Ok(());
@@ -588,19 +658,28 @@ fn restore(index: &mut ShardIndex, id: PointId, record: &Record) {
     index.restore_record(id, record.version, &record.vectors, parsed.as_ref());
 }
 
-/// Opens the store where all of it can be trusted. Anything else about it is no error: it is a cache.
+/// The numbers of the stores that are there, growing. The newest counts: it is complete, or what it replaced is not between
+/// snapshot and log any more.
+fn store_generations(medium: &dyn Medium, dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = medium.list(dir)?.iter().filter_map(|name| files::store_generation(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn next_generation(generations: &[u64]) -> u64 {
+    generations.last().map_or(1, |newest| newest.saturating_add(1))
+}
+
+/// Opens the store where all of it can be trusted. Anything else about it is no error: it is a cache. But one that somebody
+/// still holds open is whole as far as anybody knows, and to be asked for again.
 fn open_store(
     engine: EngineKind,
-    medium: &dyn Medium,
-    dir: &Path,
+    path: &Path,
     trusted: std::ops::RangeInclusive<u64>,
     local: &BTreeMap<SegmentHash, Arc<Segment>>,
 ) -> io::Result<Option<Loaded>> {
-    let generations: Vec<u64> = medium.list(dir)?.iter().filter_map(|name| files::store_generation(name)).collect();
-    let [generation] = generations.as_slice() else { return Ok(None) };
-    let path = dir.join(format!("store-{generation}"));
-    let try_open = || -> Result<Option<Loaded>, crate::store::StoreError> {
-        let store = Store::open(engine, &path)?;
+    let try_open = || -> Result<Option<Loaded>, StoreError> {
+        let store = Store::open(engine, path)?;
         let Some(machine) = store.load()? else { return Ok(None) };
         let applied = machine.meta.applied.map_or(0, |log_id| log_id.index);
         if !trusted.contains(&applied) {
@@ -609,11 +688,17 @@ fn open_store(
         }
         let mut index = index_of_settings(&machine.meta);
         let Some(machine) = store.verify(&mut |id, record| restore(&mut index, id, &record))? else { return Ok(None) };
+        let bloat = store.bloat();
+        if bloat > BLOAT_MAX {
+            tracing::info!(bloat, "the store's files are mostly waste; it is built anew");
+            return Ok(None);
+        }
         index.restore_manifest(&machine.meta.manifest, local.clone());
         Ok(Some((machine, Arc::new(store), index)))
     };
     match try_open() {
         Ok(loaded) => Ok(loaded),
+        Err(error @ StoreError::Locked { .. }) => Err(io::Error::new(io::ErrorKind::ResourceBusy, error.to_string())),
         Err(error) => {
             tracing::warn!(%error, "the store cannot be read; it is built anew from snapshot and log");
             Ok(None)
@@ -621,17 +706,13 @@ fn open_store(
     }
 }
 
-/// A store and index as of the snapshot, or empty ones.
+/// A store under `path`, and an index, as of the snapshot; or empty ones.
 fn rebuild_store(
     engine: EngineKind,
-    medium: &dyn Medium,
-    dir: &Path,
+    path: &Path,
     snapshot: Option<&Snapshot>,
     local: &BTreeMap<SegmentHash, Arc<Segment>>,
 ) -> io::Result<Loaded> {
-    let generations: Vec<u64> = medium.list(dir)?.iter().filter_map(|name| files::store_generation(name)).collect();
-    let next = generations.iter().max().map_or(1, |newest| newest + 1);
-    let path = dir.join(format!("store-{next}"));
     let machine = snapshot.map_or_else(Machine::default, |snapshot| snapshot.machine().clone());
     let mut index = index_of_settings(&machine.meta);
     let mut failed = None;
@@ -645,17 +726,13 @@ fn rebuild_store(
             None
         }
     });
-    let store = Store::import(engine, &path, &machine, records);
+    let store = Store::import(engine, path, &machine, records);
     // The cause, before what the store says of the records that did not come.
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let store = store.map_err(invalid)?;
-    for generation in generations {
-        medium.remove_dir_all(&dir.join(format!("store-{generation}")))?;
-    }
     index.restore_manifest(&machine.meta.manifest, local.clone());
-    Ok((machine, Arc::new(store), index))
+    Ok((machine, Arc::new(store.map_err(invalid)?), index))
 }
 
 /// A snapshot on disk.

@@ -220,6 +220,51 @@ fn a_snapshot_taken_while_writes_go_on_and_installed_elsewhere_gives_the_same_st
 }
 
 #[test]
+fn a_store_that_is_held_is_asked_for_again_and_a_failing_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut replica = Replica::open(dir.path(), EngineKind::Sled, Vec::new());
+    replica.apply(Command::Configure { spec: spec(), home_epoch: 1 });
+    let stores = || -> Vec<String> {
+        let names = OsMedium.list(&dir.path().join("shards/3")).unwrap();
+        names.into_iter().filter(|name| name.starts_with("store-")).collect()
+    };
+    // Whoever still holds the replica holds the store.
+    let open = || {
+        let last = replica.log.last().map(|entry| entry.log_id);
+        ShardState::open(Arc::new(OsMedium), EngineKind::Sled, dir.path(), ShardId(3), me(), last, None)
+    };
+    assert_eq!(open().err().unwrap().kind(), std::io::ErrorKind::ResourceBusy);
+    assert_eq!(stores(), ["store-1"]);
+    // What an export reads stays while it does, though the store has been built anew.
+    for seed in 0..50 {
+        let command = random_write(&mut StdRng::seed_from_u64(seed));
+        replica.apply(command);
+    }
+    let before = replica.seen();
+    let capture = replica.state.capture(&replica.machine);
+    replica.state.compact(&replica.machine).unwrap();
+    assert_eq!(stores(), ["store-1", "store-2"]);
+    assert_eq!(before, replica.seen());
+    let command = random_write(&mut StdRng::seed_from_u64(50));
+    replica.apply(command);
+    capture.write().unwrap();
+    assert_eq!(stores(), ["store-2"]);
+    // Closed, it is found again; failed, it is built anew.
+    for failed in [false, true] {
+        let before = replica.seen();
+        if failed {
+            replica.state.read().store.discard();
+        }
+        replica.state.close();
+        let Replica { log, state, machine } = replica;
+        drop((state, machine));
+        assert_eq!(stores().len(), usize::from(!failed));
+        replica = Replica::open(dir.path(), EngineKind::Sled, log);
+        assert_eq!(before, replica.seen());
+    }
+}
+
+#[test]
 fn a_damaged_snapshot_is_not_used_and_lost_data_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let mut replica = Replica::open(dir.path(), EngineKind::Sled, Vec::new());

@@ -1,7 +1,7 @@
 //! The keys of a shard's store, and the sealing of its values.
 //!
 //! ```text
-//! m                    the machine's meta
+//! m                    digest of all sessions u128 · the machine's meta
 //! r · PointId::to_key  a point's record; keys sort as ids do
 //! s · session          a session, 16 bytes
 //! value = crc32 u32 of (key · bytes) · bytes
@@ -62,6 +62,17 @@ pub(super) fn seal(key: &[u8], value: &[u8]) -> Vec<u8> {
 pub(super) fn unseal(key: &[u8], sealed: &Bytes) -> Option<Bytes> {
     let (sum, value) = sealed.split_first_chunk::<4>()?;
     (u32::from_le_bytes(*sum) == checksum(key, value)).then(|| sealed.slice(4..))
+}
+
+/// The sealed value of [`META`].
+pub(super) fn head(sessions: u128, meta: &[u8]) -> Vec<u8> {
+    seal(META, &[&sessions.to_le_bytes(), meta].concat())
+}
+
+/// Digest of the sessions, and the machine's meta, of an unsealed value of [`META`].
+pub(super) fn read_head(value: &Bytes) -> Option<(u128, Bytes)> {
+    let (sessions, _) = value.split_first_chunk::<16>()?;
+    Some((u128::from_le_bytes(*sessions), value.slice(16..)))
 }
 
 fn checksum(key: &[u8], value: &[u8]) -> u32 {

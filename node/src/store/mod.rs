@@ -8,10 +8,13 @@
 //! * On any [`StoreError`] but [`StoreError::Locked`] the caller sets the directory aside and rebuilds. Nothing is
 //!   repaired here.
 //! * One writer at a time commits; readers and one export go on beside it.
+//! * The digests of records and of sessions are in the same value as the applied id: a value that is whole and yet of
+//!   another commit, or missing, is found out too.
 //!
-//! A directory holds generations, of which the file `current` names one; [`Store::import`] builds the next one beside it
-//! and then switches the name. Vectors' components are not here.
+//! One directory is one store. Whoever replaces it builds another one beside it ([`Store::import`]) and numbers them.
+//! Vectors' components are not here.
 pub mod digest;
+#[allow(clippy::disallowed_methods, reason = "the key-value engine is the stated exception")]
 mod engine;
 mod export;
 mod keys;
@@ -24,13 +27,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use nearring_proto::ids::{PointId, SessionId};
 
-use self::digest::digest_of;
+use self::digest::{digest_of, digest_of_pair};
 use self::engine::{Engine, Memory, Sled};
 pub use self::export::Export;
 use self::export::Running;
@@ -98,11 +101,30 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     engine: Box<dyn Engine>,
-    /// The generation's directory; `None` in memory.
-    dir: Option<PathBuf>,
+    /// After the engine, which lets its files go first.
+    directory: Directory,
     exports: Mutex<Exports>,
+    /// Sum over all sessions of [`digest_of_pair`], as committed; `None` = not known yet. A commit holds it.
+    sessions: Mutex<Option<u128>>,
     /// Bytes of live keys and values; negative = not known yet.
     live: AtomicI64,
+}
+
+/// Where the files are. Deletes them at its end if they are of no use any more.
+struct Directory {
+    /// `None` in memory.
+    path: Option<PathBuf>,
+    discarded: AtomicBool,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.as_ref().filter(|_| self.discarded.load(Ordering::Relaxed))
+            && let Err(error) = remove_dir(path)
+        {
+            tracing::warn!(%error, "a replaced store stays until the next start");
+        }
+    }
 }
 
 #[derive(Default)]
@@ -119,6 +141,15 @@ impl Inner {
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.engine.get(key)?.map(|value| unseal(key, &value)).transpose()
+    }
+
+    fn digest_of_sessions(&self) -> Result<u128, StoreError> {
+        let mut digest = 0u128;
+        self.each(keys::SESSIONS, &mut |key, value| {
+            digest = digest.wrapping_add(digest_of_pair(&key, &value));
+            Ok(())
+        })?;
+        Ok(digest)
     }
 
     /// Visits every pair of a range, chunk by chunk.
@@ -167,41 +198,35 @@ impl Store {
         if kind == EngineKind::Memory {
             return Ok(Self::with(Box::new(Memory::default()), None, 0));
         }
+        #[allow(clippy::disallowed_methods, reason = "the key-value engine is the stated exception")]
         fs::create_dir_all(dir).map_err(|error| files(dir, &error))?;
-        let (number, fresh) = match current(dir)? {
-            Some(number) => (number, false),
-            None => (1, true),
-        };
-        for (other, path) in generations(dir)? {
-            if fresh || other != number {
-                // Left by an import that did not finish, or replaced by one that did.
-                fs::remove_dir_all(&path).map_err(|error| files(&path, &error))?;
-            }
-        }
-        let generation = dir.join(number.to_string());
-        let engine = Sled::open(&generation)?;
-        if fresh {
-            set_current(dir, number)?;
-        }
-        Ok(Self::with(Box::new(engine), Some(generation), if fresh { 0 } else { -1 }))
+        Ok(Self::with(Box::new(Sled::open(dir)?), Some(dir.to_owned()), -1))
     }
 
-    fn with(engine: Box<dyn Engine>, dir: Option<PathBuf>, live: i64) -> Self {
-        Self(Arc::new(Inner { engine, dir, exports: Mutex::default(), live: AtomicI64::new(live) }))
+    fn with(engine: Box<dyn Engine>, path: Option<PathBuf>, live: i64) -> Self {
+        let directory = Directory { path, discarded: AtomicBool::new(false) };
+        let (exports, sessions) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { engine, directory, exports, sessions, live: AtomicI64::new(live) }))
     }
 
     /// The machine as of the last commit; `None` where there was none. Does not look at records.
     ///
     /// # Errors
-    /// Where a value cannot be read.
+    /// Where a value cannot be read, or the sessions are not those that were committed.
     pub fn load(&self) -> Result<Option<Machine>, StoreError> {
-        let Some(meta) = self.0.get(keys::META)? else { return Ok(None) };
+        let Some(head) = self.0.get(keys::META)? else { return Ok(None) };
+        let (committed, meta) = keys::read_head(&head).ok_or_else(|| StoreError::Damaged("the meta".to_owned()))?;
         let mut machine = Machine { meta: MachineMeta::decode(&meta)?, ..Machine::default() };
+        let mut digest = 0u128;
         self.0.each(keys::SESSIONS, &mut |key, value| {
             let id = keys::session_id(&key).ok_or_else(|| StoreError::Damaged("a session's key".to_owned()))?;
             machine.sessions.restore(id, Session::decode(&unseal(&key, &value)?)?);
+            digest = digest.wrapping_add(digest_of_pair(&key, &value));
             Ok(())
         })?;
+        if digest != committed {
+            return Err(StoreError::Damaged("sessions of another commit".to_owned()));
+        }
         Ok(Some(machine))
     }
 
@@ -279,38 +304,27 @@ impl Store {
         Export::begin(self.0.clone())
     }
 
-    /// Builds a store from a snapshot's machine and records beside what `dir` holds, and puts it in its place. An open
-    /// store of the old content goes on answering; once it is not needed any more, [`Store::discard`] it. Blocks.
+    /// Builds a store from a snapshot's machine and records in `dir`, which no open store may have; what was there goes.
+    /// Blocks.
     ///
     /// # Errors
-    /// [`StoreError::ImportMismatch`] where the records are not the machine's; otherwise as for opening and writing. Then
-    /// the old content stays.
+    /// [`StoreError::ImportMismatch`] where the records are not the machine's; otherwise as for opening and writing.
+    /// Nothing is left then.
     pub fn import(
         kind: EngineKind,
         dir: &Path,
         machine: &Machine,
         records: impl Iterator<Item = (PointId, Record)>,
     ) -> Result<Self, StoreError> {
-        if kind == EngineKind::Memory {
-            let store = Self::with(Box::new(Memory::default()), None, 0);
-            store.fill(machine, records)?;
-            return Ok(store);
-        }
-        fs::create_dir_all(dir).map_err(|error| files(dir, &error))?;
-        let current = current(dir)?;
-        let held = generations(dir)?;
-        let number = held.keys().next_back().max(current.as_ref()).copied().unwrap_or(0) + 1;
-        for (other, path) in held {
-            if Some(other) != current {
-                fs::remove_dir_all(&path).map_err(|error| files(&path, &error))?;
+        let store = match kind {
+            EngineKind::Memory => Self::with(Box::new(Memory::default()), None, 0),
+            EngineKind::Sled => {
+                remove_dir(dir)?;
+                Self::open(kind, dir)?
             }
-        }
-        let generation = dir.join(number.to_string());
-        let store = Self::with(Box::new(Sled::open(&generation)?), Some(generation.clone()), 0);
-        let built = store.fill(machine, records).and_then(|()| store.0.engine.flush());
-        if let Err(error) = built.and_then(|()| set_current(dir, number)) {
-            drop(store);
-            drop(fs::remove_dir_all(&generation)); // what stays is removed by the next open
+        };
+        if let Err(error) = store.fill(machine, records).and_then(|()| store.0.engine.flush()) {
+            store.discard();
             return Err(error);
         }
         Ok(store)
@@ -332,12 +346,14 @@ impl Store {
         if found != machine.meta.points || digest != machine.meta.digest {
             return Err(StoreError::ImportMismatch { found, wanted: machine.meta.points });
         }
+        let mut sessions = 0u128;
         for (id, session) in machine.sessions.iter() {
             let key = keys::session(id);
             let value = keys::seal(&key, &session.encode());
+            sessions = sessions.wrapping_add(digest_of_pair(&key, &value));
             chunk.push((key, Some(value)));
         }
-        chunk.push((keys::META.to_vec(), Some(keys::seal(keys::META, &machine.meta.encode()))));
+        chunk.push((keys::META.to_vec(), Some(keys::head(sessions, &machine.meta.encode()))));
         self.0.live.store(live, Ordering::Relaxed);
         self.0.engine.write(chunk)
     }
@@ -349,15 +365,10 @@ impl Store {
         }
     }
 
-    /// Deletes the files of a store that an import has replaced, once nothing else holds it. Blocks.
-    pub fn discard(self) {
-        let Some(dir) = self.0.dir.clone() else { return };
-        if let Some(inner) = Arc::into_inner(self.0) {
-            drop(inner);
-            if let Err(error) = fs::remove_dir_all(&dir) {
-                tracing::warn!(%error, dir = %dir.display(), "a replaced store stays until the next start");
-            }
-        }
+    /// Says that the files are of no use any more: another store has replaced this one, or it failed. They are deleted
+    /// once nothing holds the store.
+    pub fn discard(&self) {
+        self.0.directory.discarded.store(true, Ordering::Relaxed);
     }
 
     /// Bytes of the files for each byte of live keys and values; 1 where there is hardly anything. Rebuild by import from
@@ -414,6 +425,11 @@ impl Batch<'_> {
             writes.push((key, value));
         }
         let mut read = self.read.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = inner.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut digest = match *sessions {
+            Some(known) => known,
+            None => inner.digest_of_sessions()?,
+        };
         let mut exports = inner.exports();
         let mut growth = 0;
         for (key, value) in &writes {
@@ -430,10 +446,15 @@ impl Batch<'_> {
         for id in &self.sessions {
             let key = keys::session(id);
             let value = machine.sessions.encode(id).map(|bytes| keys::seal(&key, &bytes));
+            if let Some(old) = inner.engine.get(&key)? {
+                digest = digest.wrapping_sub(digest_of_pair(&key, &old));
+            }
+            digest = digest.wrapping_add(value.as_ref().map_or(0, |value| digest_of_pair(&key, value)));
             writes.push((key, value));
         }
-        writes.push((keys::META.to_vec(), Some(keys::seal(keys::META, &machine.meta.encode()))));
+        writes.push((keys::META.to_vec(), Some(keys::head(digest, &machine.meta.encode()))));
         inner.engine.write(writes)?;
+        *sessions = Some(digest);
         if inner.live.load(Ordering::Relaxed) >= 0 {
             inner.live.fetch_add(growth, Ordering::Relaxed);
         }
@@ -487,34 +508,10 @@ fn files(path: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Files { path: path.display().to_string(), reason: error.to_string() }
 }
 
-/// The number of the generation in use; `None` where the directory is new.
-fn current(dir: &Path) -> Result<Option<u64>, StoreError> {
-    let path = dir.join("current");
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let number =
-                text.trim().parse().map_err(|_| StoreError::Damaged(format!("{} is no number", path.display())))?;
-            Ok(Some(number))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(files(&path, &error)),
+#[allow(clippy::disallowed_methods, reason = "the key-value engine is the stated exception")]
+fn remove_dir(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(files(path, &error)),
+        _ => Ok(()),
     }
-}
-
-fn set_current(dir: &Path, number: u64) -> Result<(), StoreError> {
-    let (path, new) = (dir.join("current"), dir.join("current.new"));
-    fs::write(&new, number.to_string()).map_err(|error| files(&new, &error))?;
-    fs::rename(&new, &path).map_err(|error| files(&path, &error))
-}
-
-/// The generations that are there, by number.
-fn generations(dir: &Path) -> Result<BTreeMap<u64, PathBuf>, StoreError> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).map_err(|error| files(dir, &error))? {
-        let path = entry.map_err(|error| files(dir, &error))?.path();
-        if let Some(number) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
-            found.insert(number, path);
-        }
-    }
-    Ok(found)
 }

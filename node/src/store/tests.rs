@@ -162,7 +162,8 @@ fn verify_finds_a_flipped_a_missing_an_old_and_a_foreign_value() {
         let old = engine.get(&key).unwrap().unwrap();
         shard.upsert(7..8, r#"{"n":2}"#);
         shard.check();
-        let intact = || shard.store.verify(&mut |_, _| ()).unwrap().is_some();
+        let store = shard.store.clone();
+        let intact = || store.verify(&mut |_, _| ()).unwrap().is_some();
         let session = keys::session(&crate::machine::testing::session(1));
         for key in [key.as_slice(), keys::META, session.as_slice()] {
             let value = engine.get(key).unwrap().unwrap();
@@ -173,6 +174,19 @@ fn verify_finds_a_flipped_a_missing_an_old_and_a_foreign_value() {
                 assert!(!intact(), "byte {at} of {}", key.escape_ascii());
             }
             engine.write(vec![(key.to_vec(), Some(value.to_vec()))]).unwrap();
+            assert!(intact());
+        }
+        // A session as of an earlier commit, and one that is missing, though records and meta are whole.
+        let known = engine.get(&session).unwrap().unwrap();
+        let request = |seq| Some(crate::machine::testing::request(1, seq, 0));
+        let delete = || Command::Delete { ids: vec![PointId::Number(99)], precondition: None };
+        shard.commit(&[Envelope { now_ms: 0, request: request(1), command: delete() }]);
+        shard.check();
+        let newest = engine.get(&session).unwrap().unwrap();
+        for stale in [Some(known.to_vec()), None] {
+            engine.write(vec![(session.clone(), stale)]).unwrap();
+            assert!(!intact());
+            engine.write(vec![(session.clone(), Some(newest.to_vec()))]).unwrap();
             assert!(intact());
         }
         let now = engine.get(&key).unwrap().unwrap();
@@ -200,7 +214,7 @@ fn damaged_files_are_noticed_or_read_as_a_state_that_was_committed() {
         shard.store.close();
     }
     drop(shard);
-    let db = dir.path().join("1").join("db");
+    let db = dir.path().join("db");
     let whole = fs::read(&db).unwrap();
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
     let (mut intact, mut noticed) = (0, 0);
@@ -214,7 +228,7 @@ fn damaged_files_are_noticed_or_read_as_a_state_that_was_committed() {
             1 => damaged[at..used.min(at + 4096)].fill(0),
             _ => damaged[at] ^= 0x55,
         }
-        fs::write(copy.path().join("1").join("db"), damaged).unwrap();
+        fs::write(copy.path().join("db"), damaged).unwrap();
         let mut read = Held::new();
         let store = Store::open(EngineKind::Sled, copy.path());
         match store.and_then(|store| store.verify(&mut |id, record| drop(read.insert(id, record)))) {
@@ -226,8 +240,6 @@ fn damaged_files_are_noticed_or_read_as_a_state_that_was_committed() {
         }
     }
     assert!(noticed > 0, "{intact} read, {noticed} noticed");
-    fs::write(dir.path().join("current"), b"nonsense").unwrap();
-    assert!(matches!(Store::open(EngineKind::Sled, dir.path()), Err(StoreError::Damaged(_))));
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -257,11 +269,10 @@ fn a_later_export_ends_an_earlier_one() {
 }
 
 #[test]
-fn an_import_replaces_the_content_and_refuses_what_is_not_the_snapshot() {
+fn an_import_takes_what_the_snapshot_is_and_leaves_nothing_of_what_it_is_not() {
     for kind in [EngineKind::Memory, EngineKind::Sled] {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut old = Shard::new(kind, dir.path());
-        old.upsert(1..20, "");
+        let into = dir.path().join("store");
         let mut source = Shard::new(kind, other.path());
         source.upsert(100..1500, r#"{"n":1}"#);
         let open = Command::OpenSession { session: crate::machine::testing::session(1), opened_at_ms: 0 };
@@ -271,20 +282,17 @@ fn an_import_replaces_the_content_and_refuses_what_is_not_the_snapshot() {
         let records = rest(&mut export, 100);
 
         let short = records.iter().skip(1).cloned();
-        let refused = Store::import(kind, dir.path(), &machine, short).err();
+        let refused = Store::import(kind, &into, &machine, short).err();
         assert_eq!(refused, Some(StoreError::ImportMismatch { found: 1399, wanted: 1400 }));
-        old.check();
+        assert!(!into.exists());
 
-        let store = Store::import(kind, dir.path(), &machine, records.clone().into_iter()).unwrap();
-        old.check(); // whoever still reads it
-        old.store.discard();
+        let store = Store::import(kind, &into, &machine, records.clone().into_iter()).unwrap();
         let held: Held = records.into_iter().collect();
         let mut imported = Shard { store, machine, index: source.index, held };
         imported.check();
         imported.upsert(1..2, "");
         if kind == EngineKind::Sled {
-            imported.reopen(dir.path());
-            assert_eq!(generations(dir.path()).unwrap().len(), 1);
+            imported.reopen(&into);
         }
         imported.check();
         assert!(imported.store.bloat() >= 1.0);
@@ -292,15 +300,18 @@ fn an_import_replaces_the_content_and_refuses_what_is_not_the_snapshot() {
 }
 
 #[test]
-fn an_interrupted_import_leaves_no_trace() {
+fn a_discarded_store_is_read_until_nobody_holds_it() {
     let dir = tempfile::tempdir().unwrap();
-    let mut shard = Shard::new(EngineKind::Sled, dir.path());
+    let into = dir.path().join("store");
+    let mut shard = Shard::new(EngineKind::Sled, &into);
     shard.upsert(1..20, "");
-    // As a crash leaves it: built, not yet named.
-    drop(Sled::open(&dir.path().join("2")).unwrap());
-    shard.reopen(dir.path());
+    let export = shard.store.begin_export();
+    shard.store.discard();
     shard.check();
-    assert_eq!(generations(dir.path()).unwrap().keys().copied().collect::<Vec<_>>(), [1]);
+    drop(shard);
+    assert!(into.exists());
+    drop(export);
+    assert!(!into.exists());
 }
 
 /// `cargo test --release -p nearring-node --lib store::tests::cost -- --ignored --nocapture`

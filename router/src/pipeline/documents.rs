@@ -233,12 +233,8 @@ impl Pipeline {
         let embedder = self.0.embedder.clone();
         let closed = |_| Error::new(Kind::NotDone, "the router is stopping; nothing was changed");
         let _permit = self.0.embedding.acquire().await.map_err(closed)?;
-        if self.0.inline {
-            return work(embedder).await;
-        }
-        let runtime = tokio::runtime::Handle::current();
-        let done = tokio::task::spawn_blocking(move || runtime.block_on(work(embedder)));
-        done.await.map_err(|error| Error::new(Kind::Internal, format!("embedding ended early: {error}")))?
+        let done = self.0.compute.run(move || work(embedder)).await;
+        done.map_err(|error| Error::new(Kind::Internal, format!("embedding: {error}")))?
     }
 
     /// Answers a question from a collection's documents, as a stream. `passages` 0 means the default number.

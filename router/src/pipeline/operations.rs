@@ -208,6 +208,10 @@ impl Seen {
 }
 
 /// Resident bytes and processor milliseconds of this process, where `/proc` tells.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what the system says of the process is shown, and nothing follows from it"
+)]
 fn own_use() -> (u64, u64) {
     /// Linux counts processor time towards programs in hundredths of a second, on every architecture.
     const TICK_MS: u64 = 10;

@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(wrong(&[put.clone(), open], &[sight(5, 12, None)]), Vec::<String>::new());
         let filtered = |group: Group| Look { group: Some(group), ..sight(5, 12, None) };
         let there = sight(7, 13, Some((1, 10)));
-        assert_eq!(wrong(&[put.clone()], &[filtered(0), there.clone()]), Vec::<String>::new());
+        assert_eq!(wrong(std::slice::from_ref(&put), &[filtered(0), there.clone()]), Vec::<String>::new());
         assert_eq!(wrong(&[put], &[filtered(1), there]).len(), 1, "it is in that group");
     }
 }

@@ -45,7 +45,7 @@ mod tests {
     fn a_read_before_the_token_is_found() {
         let put = done(Op::Put(1), 1, 2, 10);
         let early = |client, level| Look { client, level, ..sight(5, 9, None) };
-        let found = |look: Look| judged(violations, &[put.clone()], &[look]).len();
+        let found = |look: Look| judged(violations, std::slice::from_ref(&put), &[look]).len();
         assert_eq!(found(early(0, ReadLevel::Eventual)), 0);
         assert_eq!(found(early(0, ReadLevel::Session)), 1);
         assert_eq!(found(early(1, ReadLevel::Session)), 0, "another client was told nothing");

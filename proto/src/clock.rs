@@ -1,5 +1,5 @@
-//! The one place that reads wall time. Everything that waits uses `tokio::time`; wall time is only written down (into log
-//! entries, by leaders), never compared between nodes.
+//! The one place that reads wall time, for every crate. Everything that waits uses `tokio::time`; wall time is only written
+//! down (into log entries by leaders, into a session's beginning by clients), never compared between nodes.
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,6 +10,7 @@ pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
 
 impl Clock {
     /// The operating system's clock.
+    #[allow(clippy::disallowed_methods, reason = "this is the place")]
     pub fn system() -> Self {
         Self::with(Arc::new(|| {
             // A clock before 1970 reads as 0: logged time never goes back, so it merely stands still.
