@@ -19,6 +19,7 @@
 //! dropping the topology ends what runs inside it. It needs root and iproute2, and says so where one is missing. It does not
 //! do what the kernel cannot: `netem` (loss, delay, reordering, duplicates) is tried when it is first asked for.
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -95,7 +96,7 @@ impl Topology {
         let path = PathBuf::from(NAMES).join(self.namespace(host));
         let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let file = File::open(&path).map_err(|error| fail(&error))?;
-        move_into_link_name_space((&file).into(), Some(LinkNameSpaceType::Network)).map_err(|error| fail(&error))
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|error| fail(&error))
     }
 
     /// Loses everything that `from` sends to `to`.

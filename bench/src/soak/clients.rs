@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
+use nearring_client::wire::{point_outcome::Kind as Outcome, precondition::Kind as Precondition, shard_coverage};
 use nearring_client::write::{DocumentText, PayloadChange};
 use nearring_client::{Client, Error, ErrorKind, wire};
-use nearring_client::wire::{point_outcome::Kind as Outcome, precondition::Kind as Precondition, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -88,8 +88,8 @@ impl Shared {
         entry.0 += 1;
         entry.1.clone_from(&error.message);
         drop(errors);
-        let explained = error.kind.is_transient()
-            || matches!(error.kind, ErrorKind::UnknownOutcome | ErrorKind::SessionExpired);
+        let explained =
+            error.kind.is_transient() || matches!(error.kind, ErrorKind::UnknownOutcome | ErrorKind::SessionExpired);
         if !explained {
             self.violation(format_args!("{kind} was answered with {:?}: {error}", error.kind));
         }
@@ -360,9 +360,9 @@ impl Worker {
             Err(error) => self.shared.error(kind, &error),
             Ok(reply) => {
                 self.shared.count(kind, true);
-                let found = self.decoded(reply.points.iter().map(|point| {
-                    decode(point.id.as_ref(), &point.payload_json, &point.vectors)
-                }));
+                let found = self.decoded(
+                    reply.points.iter().map(|point| decode(point.id.as_ref(), &point.payload_json, &point.vectors)),
+                );
                 let model = lock(&self.written.points);
                 for wrong in keys.iter().filter_map(|key| model.check(*key, found.get(key).copied())) {
                     self.shared.violation(format_args!("{kind}: {wrong}"));
@@ -427,9 +427,8 @@ impl Worker {
             Ok(points) => {
                 self.shared.count("scroll", true);
                 let all = points.len();
-                let found = self.decoded(points.iter().map(|point| {
-                    decode(point.id.as_ref(), &point.payload_json, &point.vectors)
-                }));
+                let found = self
+                    .decoded(points.iter().map(|point| decode(point.id.as_ref(), &point.payload_json, &point.vectors)));
                 if found.len() != all {
                     self.shared.violation("scroll: a point came twice");
                 }
@@ -455,8 +454,7 @@ impl Worker {
             .map(|at| format!("In revision {value} sentence {at} says that the harbour opens before the storm ends. "))
             .collect();
         let metadata_json = format!("{{\"revision\":{value}}}").into_bytes();
-        let document =
-            DocumentText { id: name.clone(), text, content_type: "text/plain".to_owned(), metadata_json };
+        let document = DocumentText { id: name.clone(), text, content_type: "text/plain".to_owned(), metadata_json };
         let reply = self.client.put_document(DOCUMENTS, document).await;
         let mut documents = lock(&self.written.documents);
         match reply {
@@ -508,12 +506,7 @@ impl Worker {
 ///
 /// # Errors
 /// As a scroll.
-pub async fn read_document(
-    client: &Client,
-    name: &str,
-    level: wire::ReadLevel,
-    node: u64,
-) -> Result<Vec<u64>, Error> {
+pub async fn read_document(client: &Client, name: &str, level: wire::ReadLevel, node: u64) -> Result<Vec<u64>, Error> {
     let value = wire::Scalar { value: Some(wire::scalar::Value::Text(name.to_owned())) };
     let equals = wire::filter::Equals { path: "document".to_owned(), value: Some(value) };
     let filter = wire::Filter { kind: Some(wire::filter::Kind::Equals(equals)) };
@@ -533,9 +526,7 @@ pub fn check_document(states: &DocumentStates, name: &str, found: &[u64]) -> Opt
     let fits = allowed.iter().any(|state| match state {
         None => found.is_empty(),
         Some((revision, chunks)) => {
-            !found.is_empty()
-                && found.iter().all(|found| found == revision)
-                && (*chunks == 0 || found.len() == *chunks)
+            !found.is_empty() && found.iter().all(|found| found == revision) && (*chunks == 0 || found.len() == *chunks)
         }
     });
     (!fits).then(|| format!("{name} has chunks of the revisions {found:?}, allowed are (revision, chunks) {allowed:?}"))

@@ -100,8 +100,9 @@ impl Deck {
     /// What the run can do.
     pub fn new(small_disk: bool, network: Option<&Topology>) -> Self {
         use Kind::{
-            AllKilled, Bridge, DiskFull, LogBitFlipped, Netem, NodeDeaf, NodeIsolated, NodeKilled, NodeMute, NodePaused,
-            NodeRestarted, NodeWiped, OneWay, RouterCut, RouterKilled, SegmentBitFlipped, SlowLink, StoreRemoved,
+            AllKilled, Bridge, DiskFull, LogBitFlipped, Netem, NodeDeaf, NodeIsolated, NodeKilled, NodeMute,
+            NodePaused, NodeRestarted, NodeWiped, OneWay, RouterCut, RouterKilled, SegmentBitFlipped, SlowLink,
+            StoreRemoved,
         };
         let mut kinds = match network {
             // Among cuts, so that they meet elections and catching up of other causes.
@@ -109,8 +110,15 @@ impl Deck {
                 vec![NodeKilled, NodePaused, NodeIsolated, NodeMute, NodeDeaf, Bridge, OneWay, RouterCut, SlowLink]
             }
             None => vec![
-                NodeKilled, NodePaused, NodeRestarted, RouterKilled, AllKilled, NodeWiped, LogBitFlipped,
-                SegmentBitFlipped, StoreRemoved,
+                NodeKilled,
+                NodePaused,
+                NodeRestarted,
+                RouterKilled,
+                AllKilled,
+                NodeWiped,
+                LogBitFlipped,
+                SegmentBitFlipped,
+                StoreRemoved,
             ],
         };
         if small_disk {
@@ -175,6 +183,7 @@ impl Target<'_> {
                 cluster.kill_router();
                 tokio::time::sleep(away / 4).await;
                 cluster.start_router()?;
+                return Ok(ROUTER.to_owned());
             }
             Kind::AllKilled => {
                 (1..=NODES).for_each(|node| cluster.kill_node(node));
@@ -183,6 +192,7 @@ impl Target<'_> {
                     cluster.start_node(node)?;
                 }
                 cluster.start_router()?;
+                return Ok("every node and the router".to_owned());
             }
             Kind::NodeWiped => {
                 cluster.kill_node(node);

@@ -92,7 +92,9 @@ impl Model {
     pub fn check_matches(&self, condition: &Condition, found: &BTreeMap<u64, Contents>) -> Vec<String> {
         let mut wrong = self.check_found(condition, found);
         let missing = self.matching(condition).filter(|(key, certain)| *certain && !found.contains_key(key));
-        wrong.extend(missing.map(|(key, _)| format!("key {key} is missing, {:?} under {condition:?}", self.certain(key))));
+        wrong.extend(
+            missing.map(|(key, _)| format!("key {key} is missing, {:?} under {condition:?}", self.certain(key))),
+        );
         wrong
     }
 

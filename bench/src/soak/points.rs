@@ -129,7 +129,7 @@ pub enum Condition {
 impl Condition {
     /// One of any shape, with `depth` levels of groups at most.
     pub fn draw(random: &mut SmallRng, depth: u32) -> Self {
-        let mut inner = |random: &mut SmallRng| Box::new(Self::draw(random, depth.saturating_sub(1)));
+        let inner = |random: &mut SmallRng| Box::new(Self::draw(random, depth.saturating_sub(1)));
         match random.random_range(0..if depth > 0 { 9 } else { 5 }) {
             0 => Self::Group(random.random_range(0..11)),
             1 => Self::Named((0..random.random_range(1..4)).map(|_| random.random_range(0..8)).collect()),

@@ -79,7 +79,8 @@ pub async fn judge(
                 }
                 let first = *versions.entry(*key).or_insert(version);
                 if first != version {
-                    shared.violation(format_args!("key {key}: version {version:?} on node {node}, {first:?} on node 1"));
+                    shared
+                        .violation(format_args!("key {key}: version {version:?} on node {node}, {first:?} on node 1"));
                 }
             }
         }
