@@ -32,6 +32,9 @@ const BRIDGE: &str = "br0";
 const INTERFACE: &str = "eth0";
 /// Where iproute2 keeps namespaces by name.
 const NAMES: &str = "/run/netns";
+/// Priorities of rules: cuts are asked before what is local.
+const CUT: &str = "10";
+const LOCAL: &str = "100";
 /// The longest name of an interface in Linux; a host's port at the bridge is called like the host.
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -64,6 +67,9 @@ impl Topology {
         for host in hosts {
             let name = topology.namespace(host);
             ip(&["netns", "add", &name])?;
+            // By default what is addressed to the host itself is delivered before any rule is asked.
+            ip(&["-n", &name, "rule", "add", "priority", LOCAL, "lookup", "local"])?;
+            ip(&["-n", &name, "rule", "del", "priority", "0"])?;
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
             ip(&["-n", &bridge, "link", "add", host, "type", "veth", "peer", "name", INTERFACE, "netns", &name])?;
             ip(&["-n", &bridge, "link", "set", host, "master", BRIDGE, "up"])?;
@@ -104,8 +110,18 @@ impl Topology {
     /// # Errors
     /// What `ip` says.
     pub fn cut_one_way(&self, from: &str, to: &str) -> Result<(), String> {
-        let from = format!("{}/32", self.address(from));
-        ip(&["-n", &self.namespace(to), "rule", "add", "from", &from, "iif", INTERFACE, "blackhole"])
+        let (name, source) = (self.namespace(to), format!("{}/32", self.address(from)));
+        ip(&["-n", &name, "rule", "add", "priority", CUT, "from", &source, "iif", INTERFACE, "blackhole"])?;
+        match self.delivers(from, to) {
+            false => Ok(()),
+            true => Err(format!("{to} still takes what {from} sends: the cut has no effect")),
+        }
+    }
+
+    /// Whether the host `to` would take a packet of `from`, as its kernel says.
+    fn delivers(&self, from: &str, to: &str) -> bool {
+        let (name, from, to) = (self.namespace(to), self.address(from), self.address(to));
+        ip(&["-n", &name, "route", "get", &to, "from", &from, "iif", INTERFACE]).is_ok()
     }
 
     /// Loses everything between two hosts.
@@ -181,6 +197,9 @@ impl Topology {
                 }
             }
             self.unshape(host)?;
+            if let Some(other) = self.hosts.iter().find(|other| *other != host && !self.delivers(other, host)) {
+                return Err(format!("{host} does not take what {other} sends after healing"));
+            }
         }
         Ok(())
     }
