@@ -143,13 +143,14 @@ async fn judge_documents(client: &Client, shared: &Shared, written: &[Written]) 
         for name in names {
             let level = wire::ReadLevel::Linearizable;
             let found = read_document(client, &name, level, 0).await.map_err(|error| format!("{name}: {error}"))?;
-            let mut documents = lock(&written.documents);
-            if let Some(wrong) = check_document(&documents, &name, &found) {
-                shared.violation(wrong);
-            }
-            documents.insert(name.clone(), vec![found.first().map(|revision| (*revision, found.len()))]);
-            let states = documents.clone();
-            drop(documents);
+            let states = {
+                let mut documents = lock(&written.documents);
+                if let Some(wrong) = check_document(&documents, &name, &found) {
+                    shared.violation(wrong);
+                }
+                documents.insert(name.clone(), vec![found.first().map(|revision| (*revision, found.len()))]);
+                documents.clone()
+            };
             for node in 1..=NODES {
                 let level = wire::ReadLevel::Eventual;
                 let found =
