@@ -1,10 +1,12 @@
-//! What the load and the chaos program share: real server processes, data from files, and figures.
+//! What the programs here share: real server processes, a network of our own, data from files, figures, and the soak.
 //!
-//! `load` measures what a cluster costs beside usearch in this process; `chaos` kills and pauses servers while clients
-//! write, and then looks for every acknowledged write on every replica. Neither asserts speed: figures are for people.
+//! `load` measures what a cluster costs beside usearch in this process; `quality` looks at answers; `soak` breaks servers,
+//! disks and links while clients write and read, and judges every answer. None asserts speed: figures are for people.
+//! Open [`soak`] first, then [`cluster`] and [`netns`].
 
 pub mod baseline;
 pub mod cluster;
 pub mod data;
 pub mod figures;
-pub mod oracle;
+pub mod netns;
+pub mod soak;

@@ -139,7 +139,7 @@ pub fn config(heartbeat: Duration, election: (Duration, Duration)) -> Result<Arc
         allow_log_reversion: Some(false),
         // A leader sends entries before its own disk has them. Were it killed then and led on in the same term, it would
         // give their indexes to other entries under the same log ids, which followers cannot tell apart: replicas that
-        // differ for ever. (Found by `bench`'s chaos run: kill -9 of a leader under writes.) A leader that restarts is a
+        // differ for ever. (Found by `bench`'s process runs: kill -9 of a leader under writes.) A leader that restarts is a
         // follower first, and leads again in a new term only.
         enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::Never,
