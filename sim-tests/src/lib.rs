@@ -6,7 +6,7 @@
 //!
 //! [`cluster`] runs one; open it first. [`entropy`] makes the operating system's randomness follow from the seed, [`disk`] forgets what was not synced, [`net`]
 //! carries gRPC over simulated connections; [`workload`] is what clients do and [`faults`] what goes wrong meanwhile; [`history`] records what the
-//! clients asked and were told, and [`oracle`] judges it.
+//! clients asked and were told, and [`oracle`] judges it. [`planted`] keeps the mistakes that the judges must catch.
 
 pub mod cluster;
 pub mod disk;
@@ -15,4 +15,5 @@ pub mod faults;
 pub mod history;
 pub mod net;
 pub mod oracle;
+pub mod planted;
 pub mod workload;
