@@ -815,7 +815,9 @@ impl NodeHost {
             leader_node: metrics.current_leader.map_or(0, |leader| leader.node.0),
             last_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            committed_index: metrics.local_committed.map_or(0, |id| id.index),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
             voters: membership.voter_ids().map(|voter| voter.node.0).collect(),
             learners: membership.learner_ids().map(|learner| learner.node.0).collect(),
             ..Default::default()

@@ -371,7 +371,9 @@ fn status(shard: &Shard, me: ReplicaId, brief: bool) -> wire::ReplicaStatus {
         leader_node: metrics.current_leader.map_or(0, |leader| leader.node.0),
         last_index: metrics.last_log_index.unwrap_or(0),
         applied_index: body.applied(),
+        committed_index: metrics.local_committed.map_or(0, |log_id| log_id.index),
         snapshot_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
+        purged_index: metrics.purged.map_or(0, |log_id| log_id.index),
         points: body.meta.points,
         tail_vectors: vectors.map(|name| body.index.tail_len(name) as u64).sum(),
         segments: segments

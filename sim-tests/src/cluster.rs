@@ -1,15 +1,16 @@
 //! A whole cluster in one thread: nodes, a router and clients, run through faults and judged afterwards.
 //!
 //! A run has three parts. Clients work while faults come and go; then everything is repaired and started again and the
-//! remaining operations finish; then one client reads everything, and the oracles judge the history. Everything that is
+//! remaining operations finish; then one client waits until all has healed and reads everything, and the judges look at the history. Everything that is
 //! drawn comes from [`Config::seed`], and [`Report::trace`] is a digest of what the clients saw and of every byte that
 //! reached a disk, so two runs of one configuration either have equal traces or differ somewhere that matters.
 //!
 //! A seed repeats itself only as the first run of a process: tokio counts the runtimes it seeds, process-wide. The program
 //! `fuzz` therefore gives every seed a process of its own, and so do the tests.
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::Future;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -27,13 +28,19 @@ use nearring_router::router::RouterBuilder;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::convergence;
 use crate::disk::{Faults, SimDisk};
 use crate::entropy;
-use crate::faults::{self, Fault, Host, Kind};
-use crate::history::History;
+use crate::faults::{self, Fault, Host};
+use crate::history::{History, Violation};
+use crate::inject::Injector;
+use crate::invariants::{self, Evidence};
+use crate::knobs::{Counts, Knobs};
+use crate::model::Outcome;
 use crate::net;
-use crate::oracle::{self, Violation};
-use crate::workload::{self, Load};
+use crate::watch::{self, Bounds, Watched};
+use crate::whole;
+use crate::workload::{self, Homes, Load, Worker};
 
 const DATA_DIR: &str = "/data";
 const NODE_PORT: u16 = 7000;
@@ -41,9 +48,15 @@ const ROUTER_PORT: u16 = 6334;
 /// How far one step of the simulation moves time.
 const TICK: Duration = Duration::from_millis(1);
 /// How long a process that ended by itself stays down.
-const RESTART: Duration = Duration::from_millis(700);
-/// How long a healed cluster may take to answer everything.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const RESTART: Duration = Duration::from_millis(700);
+/// How long a message takes, at the least and at the most, where nothing is wrong.
+pub(crate) const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(15));
+/// How long after its last fault a run is watched that was damaged beyond what it promises to survive.
+const BEYOND: Duration = Duration::from_secs(20);
+/// How often nodes are asked whether all is whole, while somebody wants to know.
+const WHOLE_EVERY: Duration = Duration::from_millis(250);
+/// What nodes may hold with the settings that [`add_node`] gives them.
+const BOUNDS: Bounds = Bounds { log_bytes: 12 << 20, tail_vectors: 400, inflight_bytes: 64 << 20 };
 
 /// What is run.
 #[derive(Clone, PartialEq, Debug)]
@@ -60,25 +73,33 @@ pub struct Config {
     pub fault_every: Duration,
     /// What every node's disk does wrong, beside what the faults do to it.
     pub disk: Faults,
+    /// Faults, by number, that are left out: for shrinking a failure.
+    pub skipped_faults: BTreeSet<usize>,
+    /// Steps of clients, (client, step), that are left out.
+    pub skipped_steps: BTreeSet<(u64, u64)>,
 }
 
 impl Config {
-    /// Three nodes, three clients, a minute of faults.
+    /// Three nodes, three clients, half a minute of faults.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
             nodes: 3,
             load: Load {
                 clients: 3,
-                operations: 160,
-                keys: 6,
+                operations: 75,
+                keys: 9,
+                documents: 2,
                 pause: Duration::from_millis(1500),
                 shards: 2,
                 seal_points: 16,
+                payload_bytes: 24_000,
             },
-            faults_for: Duration::from_secs(60),
-            fault_every: Duration::from_secs(4),
+            faults_for: Duration::from_secs(30),
+            fault_every: Duration::from_millis(2500),
             disk: Faults { torn_blocks: true, ..Faults::default() },
+            skipped_faults: BTreeSet::new(),
+            skipped_steps: BTreeSet::new(),
         }
     }
 }
@@ -98,21 +119,31 @@ pub struct Report {
     pub operations: usize,
     /// Operations whose outcome stayed unknown.
     pub unknown: usize,
+    /// How often what was reached inside the nodes.
+    pub reached: BTreeMap<&'static str, u64>,
     /// Simulated time from start to end.
     pub simulated: Duration,
+    /// How often each thing was made to go wrong, by name.
+    pub injected: Counts,
+    /// Whether more was damaged than the cluster promises to survive.
+    pub beyond: bool,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, faults, violations, trace, operations, unknown, simulated } = self;
+        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } = self;
         writeln!(
             f,
             "seed {}: {operations} operations, {unknown} of unknown outcome, {:.1} s simulated, trace {trace}",
             config.seed,
             simulated.as_secs_f64()
         )?;
+        let list = |counts: &mut dyn Iterator<Item = String>| counts.collect::<Vec<_>>().join(", ");
+        let beyond = if *beyond { ", beyond the budget" } else { "" };
+        writeln!(f, "  injected{beyond}: {}", list(&mut injected.iter().map(|(name, count)| format!("{name} {count}"))))?;
+        writeln!(f, "  reached: {}", list(&mut reached.iter().map(|(name, count)| format!("{name} {count}"))))?;
         if !violations.is_empty() {
-            faults.iter().try_for_each(|fault| writeln!(f, "  {fault}"))?;
+            (0..).zip(faults).try_for_each(|(number, fault): (usize, _)| writeln!(f, "  {number:>3} {fault}"))?;
         }
         violations.iter().try_for_each(|violation| writeln!(f, "{violation}"))
     }
@@ -150,16 +181,26 @@ fn note_panics() {
 
 /// What hosts share with whoever drives them. One thread runs them all.
 #[derive(Clone, Default)]
-struct Shared {
-    history: History,
+pub(crate) struct Shared {
+    pub(crate) history: History,
     /// Whether the faults are over and everything runs.
-    healed: Rc<Cell<bool>>,
-    /// Clients that have finished.
-    finished: Rc<Cell<u64>>,
+    pub(crate) healed: Rc<Cell<bool>>,
+    /// Whether all clients have finished.
+    pub(crate) finished: Rc<Cell<bool>>,
+    /// Where keys live; known once the collection is made.
+    homes: Rc<RefCell<Rc<Homes>>>,
+    /// What nodes said of themselves.
+    watched: Rc<RefCell<Watched>>,
     /// Hosts whose process ended by itself, and when.
-    ended: Rc<RefCell<BTreeMap<Host, Duration>>>,
+    pub(crate) ended: Rc<RefCell<BTreeMap<Host, Duration>>>,
     /// Starts of each host, so that a later life does not draw what an earlier one did.
-    starts: Rc<RefCell<BTreeMap<Host, u64>>>,
+    pub(crate) starts: Rc<RefCell<BTreeMap<Host, u64>>>,
+    /// Whether somebody waits for the cluster to be whole.
+    pub(crate) wants_whole: Rc<Cell<bool>>,
+    /// Whether it has just been seen whole (see [`crate::whole`]).
+    pub(crate) whole: Rc<Cell<bool>>,
+    /// Whether more was damaged than the cluster promises to survive: then it owes no answers, only true ones.
+    pub(crate) beyond: Rc<Cell<bool>>,
 }
 
 impl Shared {
@@ -176,13 +217,14 @@ impl Shared {
     }
 }
 
-struct Cluster<'a> {
-    config: &'a Config,
-    sim: turmoil::Sim<'a>,
-    disks: BTreeMap<u64, SimDisk>,
-    skews: BTreeMap<u64, Arc<AtomicI64>>,
-    shared: Shared,
-    faults: Vec<Fault>,
+pub(crate) struct Cluster<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) sim: turmoil::Sim<'a>,
+    pub(crate) disks: BTreeMap<u64, SimDisk>,
+    pub(crate) skews: BTreeMap<u64, Arc<AtomicI64>>,
+    pub(crate) shared: Shared,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) injector: Injector,
 }
 
 fn address(host: Host) -> String {
@@ -193,7 +235,7 @@ fn address(host: Host) -> String {
 }
 
 /// As an operator does, before the node is started.
-fn make_data_dir(disk: &SimDisk) {
+pub(crate) fn make_data_dir(disk: &SimDisk) {
     let made = disk.create_dir_all(Path::new(DATA_DIR)).and_then(|()| disk.sync_dir(Path::new("/")));
     made.unwrap_or_else(|error| panic!("a new disk: {error}"));
 }
@@ -206,30 +248,31 @@ impl<'a> Cluster<'a> {
             .epoch(std::time::UNIX_EPOCH + entropy::EPOCH)
             .simulation_duration(Duration::from_secs(24 * 3600)) // our own limit comes first, and explains itself
             .tick_duration(TICK)
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(15))
+            .min_message_latency(LATENCY.0)
+            .max_message_latency(LATENCY.1)
             .tcp_capacity(4096)
             .enable_random_order()
             .build();
         let shared = Shared::default();
-        let (mut disks, mut skews) = (BTreeMap::new(), BTreeMap::new());
+        let (mut disks, mut skews, mut injector) = (BTreeMap::new(), BTreeMap::new(), Injector::default());
         let seeds: Vec<_> = (1..=config.nodes).map(|node| (NodeId(node), address(Host::Node(node)))).collect();
         for node in 1..=config.nodes {
             let (disk, skew) = (SimDisk::new(rng.random()), Arc::new(AtomicI64::new(0)));
             make_data_dir(&disk);
             disk.set_faults(config.disk);
-            add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, &shared);
+            let knobs = injector.knobs.entry(Host::Node(node)).or_default();
+            disk.attach(knobs);
+            add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, knobs, &shared);
             disks.insert(node, disk);
             skews.insert(node, skew);
         }
-        add_router(&mut sim, rng.random(), seeds.iter().map(|(_, address)| address.clone()).collect(), &shared);
-        for client in 0..config.load.clients {
-            add_client(&mut sim, client, rng.random(), config.load, &shared);
-        }
-        add_judge(&mut sim, config.load, &shared);
+        let addresses: Vec<String> = seeds.iter().map(|(_, address)| address.clone()).collect();
+        add_router(&mut sim, rng.random(), addresses, injector.knobs.entry(Host::Router).or_default(), &shared);
+        let clients = (0..config.load.clients).map(|_| rng.random()).collect();
+        add_clients(&mut sim, config, clients, &shared);
         let from = Duration::from_secs(3);
         let faults = faults::draw(&mut rng, config.nodes, from, from + config.faults_for, config.fault_every);
-        Self { config, sim, disks, skews, shared, faults }
+        Self { config, sim, disks, skews, shared, faults, injector }
     }
 
     fn run(mut self) -> Report {
@@ -239,26 +282,26 @@ impl<'a> Cluster<'a> {
         }
         violations.extend(PANICS.take().into_iter().map(|panic| format!("a panic: {panic}")));
         let history = &self.shared.history;
-        violations.extend(history.complaints());
-        let operations = history.operations();
-        let judged: [Vec<Violation>; 2] =
-            [oracle::linearizable(&operations), oracle::looks(&operations, &history.looks())];
-        violations.extend(judged.iter().flatten().map(Violation::to_string));
+        let (operations, looks) = (history.operations(), history.looks());
+        let (homes, keys) = (self.shared.homes.borrow().clone(), self.config.load.all_keys());
+        let evidence = Evidence { operations: &operations, looks: &looks, homes: &homes, keys: &keys };
+        let judged = [history.complaints(), invariants::judge(&evidence)].concat();
+        violations.extend(judged.iter().map(Violation::to_string));
         let mut trace = blake3::Hasher::new();
         trace.update(history.digest().as_bytes());
         for disk in self.disks.values() {
             trace.update(disk.digest().as_bytes());
         }
         Report {
+            injected: self.injected(),
+            beyond: self.shared.beyond.get(),
             config: self.config.clone(),
             faults: self.faults,
             violations,
             trace: trace.finalize(),
-            unknown: operations
-                .iter()
-                .filter(|operation| operation.outcome == crate::history::Outcome::Unknown)
-                .count(),
-            operations: operations.len(),
+            unknown: operations.iter().filter(|operation| operation.outcome == Outcome::Unknown).count(),
+            operations: operations.len() + looks.len(),
+            reached: self.shared.watched.borrow().reached.clone(),
             simulated: self.sim.elapsed(),
         }
     }
@@ -268,8 +311,9 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// What ended the simulation early.
     fn steps(&mut self) -> Result<(), String> {
+        let kept = (0..).zip(&self.faults).filter(|(number, _)| !self.config.skipped_faults.contains(number));
         let mut events: Vec<(Duration, bool, Fault)> =
-            self.faults.iter().flat_map(|fault| [(fault.from, true, *fault), (fault.until, false, *fault)]).collect();
+            kept.flat_map(|(_, fault)| [(fault.from, true, *fault), (fault.until, false, *fault)]).collect();
         events.sort_by_key(|(at, begins, _)| (std::cmp::Reverse(*at), *begins)); // popped from the end
         let last = self.faults.iter().map(|fault| fault.until).max().unwrap_or_default();
         // Every operation ends by its deadline, and retries are few.
@@ -288,123 +332,28 @@ impl<'a> Cluster<'a> {
             let now = self.sim.elapsed();
             while events.last().is_some_and(|(at, ..)| *at <= now) {
                 if let Some((_, begins, fault)) = events.pop() {
-                    self.apply(fault.kind, begins);
+                    self.apply(&fault, begins);
                 }
             }
-            self.restart_ended();
+            self.tend();
             if events.is_empty() && !self.shared.healed.get() && now >= last + Duration::from_secs(1) {
                 self.heal();
             }
-            if self.shared.finished.get() == self.config.load.clients && self.shared.healed.get() {
+            if self.shared.finished.get() && self.shared.healed.get() {
                 let since = *healed_at.get_or_insert(now);
-                if now > since + PATIENCE * 3 {
+                if now > since + convergence::HEALS_WITHIN * 3 {
                     return Err("the healed cluster does not let itself be judged".to_owned());
                 }
+            }
+            // Whoever has no majority any more answers nothing, for ever; what was answered is judged.
+            if self.shared.beyond.get() && self.shared.healed.get() && now > last + BEYOND {
+                self.shared.history.note(format_args!("not waited for any longer"));
+                return Ok(());
             }
             if now > limit {
                 return Err(format!("clients had not finished after {limit:?}"));
             }
         }
-    }
-
-    fn apply(&mut self, kind: Kind, begins: bool) {
-        self.shared.history.note(format_args!("{} {kind:?}", if begins { "begins" } else { "ends" }));
-        let name = |host: Host| host.to_string();
-        match kind {
-            Kind::Crash(host) if begins => self.crash(host),
-            Kind::Crash(host) => self.start(host),
-            Kind::Part(a, b) if begins => self.sim.partition(name(a), name(b)),
-            Kind::Part(a, b) => self.sim.repair(name(a), name(b)),
-            Kind::PartOneWay(a, b) if begins => self.sim.partition_oneway(name(a), name(b)),
-            Kind::PartOneWay(a, b) => self.sim.repair_oneway(name(a), name(b)),
-            Kind::Isolate(host) => {
-                for other in self.hosts().into_iter().filter(|other| *other != host) {
-                    match begins {
-                        true => self.sim.partition(name(host), name(other)),
-                        false => self.sim.repair(name(host), name(other)),
-                    }
-                }
-            }
-            Kind::Hold(a, b) if begins => self.sim.hold(name(a), name(b)),
-            Kind::Hold(a, b) => self.sim.release(name(a), name(b)),
-            Kind::Slow(a, b, ms) => {
-                let ms = if begins { ms } else { 2 };
-                self.sim.set_link_latency(name(a), name(b), Duration::from_millis(ms));
-            }
-            Kind::FailSync(node) if begins => {
-                if let Some(disk) = self.disks.get(&node) {
-                    disk.fail_syncs(1);
-                }
-            }
-            Kind::FailSync(node) => {
-                // It may have had nothing to sync.
-                if let Some(disk) = self.disks.get(&node) {
-                    disk.fail_syncs(0);
-                }
-            }
-            Kind::FillDisk(node, room) => {
-                if let Some(disk) = self.disks.get(&node) {
-                    disk.set_capacity(if begins { disk.used() + room } else { u64::MAX });
-                }
-            }
-            Kind::Wipe(node) if begins => {
-                self.crash(Host::Node(node));
-                if let Some(disk) = self.disks.get(&node) {
-                    disk.wipe();
-                    make_data_dir(disk);
-                }
-            }
-            Kind::Wipe(node) => self.start(Host::Node(node)),
-            Kind::Skew(node, ms) => {
-                if let Some(skew) = self.skews.get(&node) {
-                    skew.store(if begins { ms } else { 0 }, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    fn hosts(&self) -> Vec<Host> {
-        self.disks.keys().map(|node| Host::Node(*node)).chain([Host::Router]).collect()
-    }
-
-    fn crash(&mut self, host: Host) {
-        self.sim.crash(host.to_string());
-        if let Host::Node(node) = host
-            && let Some(disk) = self.disks.get(&node)
-        {
-            disk.crash();
-        }
-        self.shared.ended.borrow_mut().remove(&host);
-    }
-
-    fn start(&mut self, host: Host) {
-        if !self.sim.is_host_running(host.to_string()) {
-            self.sim.bounce(host.to_string());
-        }
-    }
-
-    /// A process that ended by itself is started again after a while, as a supervisor does. What it had not synced is gone
-    /// all the same, for it may have ended because a sync failed.
-    fn restart_ended(&mut self) {
-        let now = self.sim.elapsed();
-        let due = |(host, at): (&Host, &Duration)| (now >= *at + RESTART).then_some(*host);
-        let ended: Vec<Host> = self.shared.ended.borrow().iter().filter_map(due).collect();
-        for host in ended {
-            self.crash(host);
-            self.start(host);
-        }
-    }
-
-    fn heal(&mut self) {
-        for host in self.hosts() {
-            for other in self.hosts().into_iter().filter(|other| *other > host) {
-                self.sim.release(host.to_string(), other.to_string());
-                self.sim.repair(host.to_string(), other.to_string());
-            }
-            self.start(host);
-        }
-        self.shared.history.note(format_args!("healed"));
-        self.shared.healed.set(true);
     }
 }
 
@@ -415,32 +364,35 @@ fn add_node(
     seeds: Vec<(NodeId, String)>,
     disk: &SimDisk,
     skew: &Arc<AtomicI64>,
+    knobs: &Knobs,
     shared: &Shared,
 ) {
     let host = Host::Node(node);
-    let (disk, skew, shared) = (disk.clone(), skew.clone(), shared.clone());
+    let (disk, skew, knobs, shared) = (disk.clone(), skew.clone(), knobs.clone(), shared.clone());
     sim.host(host.to_string(), move || {
         let (disk, skew, shared, seeds) = (disk.clone(), skew.clone(), shared.clone(), seeds.clone());
+        let knobs = knobs.clone();
         let seed = seed.wrapping_add(shared.start(host));
         let mut settings = nearring_node::settings::Settings::new(NodeId(node), DATA_DIR, address(host), seeds);
         settings.limits.log_bytes = 2 << 20; // two files, so that snapshots are taken
         settings.limits.disk_reserve_bytes = 1 << 20;
         let clock = Clock::with(Arc::new(move || {
-            let now = entropy::EPOCH + turmoil::sim_elapsed().unwrap_or_default();
+            // Not the host's own time, which a fault may make jump.
+            let now = entropy::EPOCH + entropy::elapsed();
             let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             now.saturating_add_signed(skew.load(Ordering::Relaxed))
         }));
         async move {
-            let incoming = net::listen(NODE_PORT).await?;
-            let served = NodeBuilder::new(settings)
+            let incoming = net::listen(NODE_PORT, &knobs).await?;
+            let serving = NodeBuilder::new(settings)
                 .medium(Arc::new(disk))
-                .dial(net::dial())
-                .compute(Compute::Simulated(pauses(seed)))
+                .dial(net::dial_as(&knobs))
+                .compute(Compute::Simulated(pauses(seed, &knobs)))
                 .clock(clock)
                 .engine(EngineKind::Memory)
                 .seed(seed)
-                .serve(incoming, std::future::pending())
-                .await;
+                .serve(incoming, std::future::pending());
+            let served = beside_leaps(serving, &knobs).await;
             shared.end(host, format_args!("{served:?}"));
             Ok(())
         }
@@ -449,7 +401,8 @@ fn add_node(
 
 /// Most work is quick, some takes as long as a message, and now and then a disk hangs: between a message that is sent and
 /// the sync that should cover it, everything can happen.
-fn pauses(seed: u64) -> Pauses {
+fn pauses(seed: u64, knobs: &Knobs) -> Pauses {
+    let knobs = knobs.clone();
     let rng = Mutex::new(SmallRng::seed_from_u64(seed ^ 0x7061_7573_6573));
     Pauses::new(Arc::new(move |lane| {
         let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
@@ -460,23 +413,37 @@ fn pauses(seed: u64) -> Pauses {
             (Lane::Io, 900..=996) => rng.random_range(3_000..40_000),
             (Lane::Io, _) => rng.random_range(40_000..400_000),
         };
-        Duration::from_micros(micros)
+        knobs.work(lane, Duration::from_micros(micros))
     }))
 }
 
-fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, shared: &Shared) {
-    let shared = shared.clone();
+/// Runs a host's process while its monotonic clock may jump.
+async fn beside_leaps<T>(serving: impl Future<Output = T>, knobs: &Knobs) -> T {
+    let mut serving = std::pin::pin!(serving);
+    let mut leaps = std::pin::pin!(knobs.leaps());
+    std::future::poll_fn(|cx| {
+        let served = serving.as_mut().poll(cx);
+        if served.is_pending() {
+            let _ = leaps.as_mut().poll(cx); // it never ends
+        }
+        served
+    })
+    .await
+}
+
+fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: &Knobs, shared: &Shared) {
+    let (shared, knobs) = (shared.clone(), knobs.clone());
     sim.host(Host::Router.to_string(), move || {
-        let (shared, nodes) = (shared.clone(), nodes.clone());
+        let (shared, nodes, knobs) = (shared.clone(), nodes.clone(), knobs.clone());
         let seed = seed.wrapping_add(shared.start(Host::Router));
         async move {
-            let incoming = net::listen(ROUTER_PORT).await?;
-            let served = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
-                .dial(net::dial())
+            let incoming = net::listen(ROUTER_PORT, &knobs).await?;
+            let serving = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
+                .dial(net::dial_as(&knobs))
                 .seed(seed)
                 .inline_compute()
-                .serve(incoming, std::future::pending())
-                .await;
+                .serve(incoming, std::future::pending());
+            let served = beside_leaps(serving, &knobs).await;
             shared.end(Host::Router, format_args!("{served:?}"));
             Ok(())
         }
@@ -487,24 +454,76 @@ fn client() -> Result<Client, nearring_client::Error> {
     Client::builder(address(Host::Router)).dial(net::dial()).deadline(Duration::from_secs(3)).build()
 }
 
-fn add_client(sim: &mut turmoil::Sim<'_>, number: u64, seed: u64, load: Load, shared: &Shared) {
-    let shared = shared.clone();
-    sim.client(format!("client-{number}"), async move {
-        let client = client()?;
-        workload::create_collection(&client, &load, &shared.history).await;
-        workload::run(number, seed, client, load, shared.history.clone()).await;
-        shared.finished.set(shared.finished.get() + 1);
+/// All clients are one host: turmoil's cost is by host and tick, and nothing that happens to a client alone is simulated.
+fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, shared: &Shared) {
+    let (config, shared) = (config.clone(), shared.clone());
+    sim.client("clients", async move {
+        let nodes: Vec<String> = (1..=config.nodes).map(|node| address(Host::Node(node))).collect();
+        let (history, load) = (shared.history.clone(), config.load);
+        let watching = watch::watch(nodes.clone(), net::dial(), BOUNDS, history.clone(), shared.watched.clone());
+        let looking = look_whether_whole(nodes, shared.clone());
+        let working = async {
+            let homes = workload::create_collection(&client()?, &load, &history).await;
+            let homes = Rc::new(Homes::new(homes));
+            *shared.homes.borrow_mut() = homes.clone();
+            let worker = |number: u64, seed: u64| -> Result<Worker, nearring_client::Error> {
+                let skipped = config.skipped_steps.iter().filter(|(client, _)| *client == number);
+                Ok(Worker {
+                    number,
+                    seed,
+                    client: client()?,
+                    load,
+                    homes: homes.clone(),
+                    history: history.clone(),
+                    skipped: skipped.map(|(_, step)| *step).collect(),
+                    nodes: config.nodes,
+                })
+            };
+            let workers: Result<Vec<Worker>, _> =
+                (0..).zip(seeds.iter().copied()).map(|(number, seed)| worker(number, seed)).collect();
+            let workers = workers?;
+            futures::future::join_all(workers.iter().map(Worker::run)).await;
+            shared.finished.set(true);
+            while !shared.healed.get() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if shared.beyond.get() {
+                return Ok(());
+            }
+            convergence::converge(&worker(config.load.clients, 0)?, nodes_of(&config)).await;
+            Ok::<_, nearring_client::Error>(())
+        };
+        tokio::select! {
+            worked = working => worked?,
+            () = watching => {}
+            () = looking => {}
+        }
         Ok(())
     });
 }
 
-fn add_judge(sim: &mut turmoil::Sim<'_>, load: Load, shared: &Shared) {
-    let shared = shared.clone();
-    sim.client("judge", async move {
-        while !(shared.healed.get() && shared.finished.get() == load.clients) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+fn nodes_of(config: &Config) -> usize {
+    usize::try_from(config.nodes).unwrap_or(usize::MAX)
+}
+}
+
+/// Looks whether the cluster is whole, while somebody wants to know; never ends.
+async fn look_whether_whole(addresses: Vec<String>, shared: Shared) {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(WHOLE_EVERY).await;
+        if !shared.wants_whole.get() {
+            before = None;
+            continue;
         }
-        workload::judge(load.clients, client()?, load, shared.history.clone(), PATIENCE).await;
-        Ok(())
-    });
+        let Some(statuses) = whole::ask(&addresses).await else {
+            before = None;
+            continue;
+        };
+        if let Some(before) = before.replace(whole::applied(&statuses))
+            && whole::check(&before, &statuses).is_ok()
+        {
+            shared.whole.set(true);
+        }
+    }
 }

@@ -11,8 +11,8 @@
 //!
 //! Handles of before the crash belong to a process that is gone: they fail, and change nothing.
 //!
-//! On request a disk is full, fails appends and syncs, flips stored bits, or claims to have synced what it did not (the
-//! planted bug that the oracles must catch). Everything that is done to it goes into a running digest, in order, bytes
+//! On request a disk is full, fails operations of any kind, burns its host's [fuse](crate::knobs) at one, reads wrong bytes
+//! once, flips stored bits, or claims to have synced what it did not (the planted bug that the oracles must catch). Everything that is done to it goes into a running digest, in order, bytes
 //! included: two runs that differ anywhere differ there.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,6 +25,8 @@ use nearring_node::medium::{AppendFile, Medium};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::knobs::{Counts, Knobs};
+
 const BLOCK: usize = 512;
 const ROOT: InodeId = 0;
 
@@ -33,14 +35,51 @@ type InodeId = u64;
 /// What goes wrong, and how often. All off by default.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Faults {
-    /// Chance from 0 to 1 that an append fails, having written any prefix.
-    pub append_error: f64,
-    /// Chance from 0 to 1 that a sync fails; what it covered is then as likely lost as kept at the next crash.
-    pub sync_error: f64,
     /// Whether a crash may zero blocks beyond what was synced.
     pub torn_blocks: bool,
     /// Whether syncs claim success and do nothing.
     pub lie_about_syncs: bool,
+}
+
+/// Operations of a disk, as far as they fail for different reasons.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum DiskOp {
+    /// Makes a file or a directory, or opens a file to append to it.
+    Create,
+    /// Appends bytes; any prefix of them may have been written.
+    Append,
+    /// Syncs a file or a directory; what it covered is then as likely lost as kept at the next crash.
+    Sync,
+    /// Renames.
+    Rename,
+    /// Removes a file or a directory, or cuts a file.
+    Remove,
+    /// Reads or maps bytes.
+    Read,
+    /// Lists a directory, or looks whether a name is there.
+    List,
+}
+
+impl DiskOp {
+    /// All of them.
+    pub const ALL: [DiskOp; 7] =
+        [DiskOp::Create, DiskOp::Append, DiskOp::Sync, DiskOp::Rename, DiskOp::Remove, DiskOp::Read, DiskOp::List];
+
+    fn failed(self) -> &'static str {
+        match self {
+            DiskOp::Create => "failed creates",
+            DiskOp::Append => "failed appends",
+            DiskOp::Sync => "failed syncs",
+            DiskOp::Rename => "failed renames",
+            DiskOp::Remove => "failed removals",
+            DiskOp::Read => "failed reads",
+            DiskOp::List => "failed lists",
+        }
+    }
+
+    fn changes(self) -> bool {
+        !matches!(self, DiskOp::Read | DiskOp::List)
+    }
 }
 
 /// Files in memory. Clones are the same disk.
@@ -56,11 +95,24 @@ struct State {
     capacity: u64,
     faults: Faults,
     fail_syncs: u32,
+    /// Which operations fail, with which chance.
+    failing: Vec<(DiskOp, f64)>,
+    /// So many reads of files whose path contains the text give a wrong bit.
+    misread: Option<(String, u32)>,
+    knobs: Knobs,
+    counts: Counts,
     digest: blake3::Hasher,
 }
 
 enum Inode {
-    File { bytes: Vec<u8>, synced: usize, linked: bool },
+    File {
+        bytes: Vec<u8>,
+        /// Durable up to here.
+        synced: usize,
+        /// Durable up to here before something later became durable.
+        confirmed: usize,
+        linked: bool,
+    },
     Dir(Dir),
 }
 
@@ -102,8 +154,17 @@ impl SimDisk {
             capacity: u64::MAX,
             faults: Faults::default(),
             fail_syncs: 0,
+            failing: Vec::new(),
+            misread: None,
+            knobs: Knobs::default(),
+            counts: Counts::new(),
             digest: blake3::Hasher::new(),
         })))
+    }
+
+    /// Gives the disk to a host: operations that change it are effects of that host.
+    pub fn attach(&self, knobs: &Knobs) {
+        self.lock().knobs = knobs.clone();
     }
 
     /// Loses what the process had not made durable, or any part of it.
@@ -112,7 +173,7 @@ impl SimDisk {
         let State { rng, inodes, faults, .. } = &mut *state;
         for inode in inodes.values_mut() {
             match inode {
-                Inode::File { bytes, synced, .. } => {
+                Inode::File { bytes, synced, confirmed, .. } => {
                     let kept = rng.random_range(*synced..=bytes.len());
                     bytes.truncate(kept);
                     if faults.torn_blocks {
@@ -125,7 +186,9 @@ impl SimDisk {
                             at = end;
                         }
                     }
-                    *synced = bytes.len();
+                    // Nothing follows what is kept, so nothing confirms it, unless it was confirmed before.
+                    *confirmed = (*confirmed).min(kept);
+                    *synced = kept;
                 }
                 Inode::Dir(dir) => {
                     let kept = rng.random_range(0..=dir.pending.len());
@@ -151,6 +214,25 @@ impl SimDisk {
         state.note("wipe", Path::new(""), &[]);
     }
 
+    /// Makes operations of a kind fail with a chance from 0 to 1, until they are set otherwise.
+    pub fn fail(&self, op: DiskOp, chance: f64) {
+        let mut state = self.lock();
+        state.failing.retain(|(other, _)| *other != op);
+        if chance > 0.0 {
+            state.failing.push((op, chance));
+        }
+    }
+
+    /// Makes the next `times` reads of a file whose path contains `part` return one wrong bit; what is stored stays.
+    pub fn misread(&self, part: &str, times: u32) {
+        self.lock().misread = (times > 0).then(|| (part.to_owned(), times));
+    }
+
+    /// How often it did what, of what it was asked to do wrong.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
     /// Sets what goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;
@@ -171,26 +253,44 @@ impl SimDisk {
         self.lock().used()
     }
 
-    /// Flips one bit, drawn from the seed, in a file whose path contains `part`. Returns which file and byte; `None` where
-    /// no such file holds a byte.
-    pub fn flip_bit(&self, part: &str) -> Option<(PathBuf, usize)> {
+    /// Flips one bit, drawn from the seed, in a file whose path `eligible` accepts. Returns which file and byte; `None` where
+    /// no such file holds a byte that can be meant.
+    ///
+    /// Only durable bytes are meant; with `confirmed`, as for a log, only those that were durable before something later in
+    /// that file became durable, too. What was written last to a log cannot be told from a write that a crash tore, neither by
+    /// this log, which says so, nor by any other that has one copy of it. No promise covers that, so nothing could be judged.
+    pub fn flip_bit(&self, confirmed: bool, eligible: impl Fn(&str) -> bool) -> Option<(PathBuf, usize)> {
         let mut state = self.lock();
         let mut files = Vec::new();
-        state.walk(ROOT, Path::new("/"), &mut |path, inode, len| {
-            if len > 0 && path.to_string_lossy().contains(part) {
+        state.walk(ROOT, Path::new("/"), &mut |path, inode, _| {
+            if eligible(&path.to_string_lossy()) {
                 files.push((path.to_owned(), inode));
             }
         });
+        let meant = |inode: Option<&Inode>| match inode {
+            Some(Inode::File { confirmed: before_last, synced, .. }) => *if confirmed { before_last } else { synced },
+            _ => 0,
+        };
+        files.retain(|(_, inode)| meant(state.inodes.get(inode)) > 0);
         if files.is_empty() {
             return None;
         }
         let (path, inode) = files.swap_remove(state.rng.random_range(0..files.len()));
         let State { rng, inodes, .. } = &mut *state;
+        let len = meant(inodes.get(&inode));
         let Some(Inode::File { bytes, .. }) = inodes.get_mut(&inode) else { return None };
-        let at = rng.random_range(0..bytes.len());
+        let at = rng.random_range(0..len);
         bytes[at] ^= 1 << rng.random_range(0..8);
         state.note("flip", &path, &at.to_le_bytes());
         Some((path, at))
+    }
+
+    /// Paths of all files, in order.
+    pub fn files(&self) -> Vec<String> {
+        let state = self.lock();
+        let mut files = Vec::new();
+        state.walk(ROOT, Path::new("/"), &mut |path, _, _| files.push(path.to_string_lossy().into_owned()));
+        files
     }
 
     /// A digest of everything done so far, in order.
@@ -317,14 +417,47 @@ impl State {
 
     /// Whether a sync of `path` does what it says.
     fn sync(&mut self, path: &Path) -> io::Result<bool> {
-        let by_chance = self.faults.sync_error > 0.0 && self.rng.random_bool(self.faults.sync_error);
-        if self.fail_syncs > 0 || by_chance {
-            self.fail_syncs = self.fail_syncs.saturating_sub(1);
-            self.note("sync failed", path, b"");
-            return Err(error(io::ErrorKind::Other, path, "could not be synced (simulated)"));
+        if self.fail_syncs > 0 {
+            self.fail_syncs -= 1;
+            self.fails(DiskOp::Sync, path)?;
         }
+        self.begin(DiskOp::Sync, path)?;
         self.note("sync", path, b"");
         Ok(!self.faults.lie_about_syncs)
+    }
+
+    /// Before every operation: whether it is to fail.
+    fn begin(&mut self, op: DiskOp, path: &Path) -> io::Result<()> {
+        match op.changes() {
+            true => self.knobs.effect()?,
+            false if self.knobs.is_burnt() => {
+                return Err(error(io::ErrorKind::BrokenPipe, path, "belongs to a process that has crashed"));
+            }
+            false => {}
+        }
+        let chance = self.failing.iter().find(|(failing, _)| *failing == op).map_or(0.0, |(_, chance)| *chance);
+        if chance > 0.0 && self.rng.random_bool(chance) { self.fails(op, path) } else { Ok(()) }
+    }
+
+    fn fails(&mut self, op: DiskOp, path: &Path) -> io::Result<()> {
+        *self.counts.entry(op.failed()).or_default() += 1;
+        self.note(op.failed(), path, b"");
+        Err(error(io::ErrorKind::Other, path, "could not be worked on (simulated I/O error)"))
+    }
+
+    /// What a read of `bytes` of this file returns.
+    fn read(&mut self, path: &Path, bytes: Bytes) -> Bytes {
+        let Some((part, times)) = &mut self.misread else { return bytes };
+        if bytes.is_empty() || *times == 0 || !path.to_string_lossy().contains(part.as_str()) {
+            return bytes;
+        }
+        *times -= 1;
+        *self.counts.entry("wrong reads").or_default() += 1;
+        let mut wrong = bytes.to_vec();
+        let at = self.rng.random_range(0..wrong.len());
+        wrong[at] ^= 1 << self.rng.random_range(0..8);
+        self.note("misread", path, &at.to_le_bytes());
+        Bytes::from(wrong)
     }
 }
 
@@ -354,6 +487,7 @@ fn names(path: &Path) -> io::Result<Vec<String>> {
 impl Medium for SimDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin(DiskOp::Create, path)?;
         let mut at = PathBuf::from("/");
         for name in names(path)? {
             if !state.dir_mut(&at)?.names.contains_key(&name) {
@@ -369,6 +503,7 @@ impl Medium for SimDisk {
 
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
         let mut state = self.lock();
+        state.begin(DiskOp::Create, path)?;
         let inode = match state.find(path) {
             Some(inode) => {
                 state.file(path)?;
@@ -377,7 +512,7 @@ impl Medium for SimDisk {
             None => {
                 let (dir, name) = state.parent(path)?;
                 state.dir_mut(&dir)?;
-                let inode = state.add(Inode::File { bytes: Vec::new(), synced: 0, linked: true });
+                let inode = state.add(Inode::File { bytes: Vec::new(), synced: 0, confirmed: 0, linked: true });
                 state.dir_mut(&dir)?.change(vec![(name, Some(inode))]);
                 inode
             }
@@ -387,15 +522,19 @@ impl Medium for SimDisk {
     }
 
     fn read(&self, path: &Path) -> io::Result<Bytes> {
-        Ok(Bytes::copy_from_slice(self.lock().file(path)?))
+        let mut state = self.lock();
+        state.begin(DiskOp::Read, path)?;
+        let bytes = Bytes::copy_from_slice(state.file(path)?);
+        Ok(state.read(path, bytes))
     }
 
     fn read_range(&self, path: &Path, offset: u64, len: usize) -> io::Result<Bytes> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.begin(DiskOp::Read, path)?;
         let bytes = state.file(path)?;
         let range = usize::try_from(offset).ok().and_then(|from| Some(from..from.checked_add(len)?));
-        match range.and_then(|range| bytes.get(range)) {
-            Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+        match range.and_then(|range| bytes.get(range)).map(Bytes::copy_from_slice) {
+            Some(bytes) => Ok(state.read(path, bytes)),
             None => Err(error(io::ErrorKind::UnexpectedEof, path, "ends before the range asked for")),
         }
     }
@@ -409,11 +548,14 @@ impl Medium for SimDisk {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        Ok(self.lock().find(path).is_some())
+        let mut state = self.lock();
+        state.begin(DiskOp::List, path)?;
+        Ok(state.find(path).is_some())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin(DiskOp::Rename, from)?;
         let inode = state.existing(from)?;
         let ((from_dir, from_name), (to_dir, to_name)) = (state.parent(from)?, state.parent(to)?);
         let replaced = state.dir_mut(&to_dir)?.names.get(&to_name).copied();
@@ -439,6 +581,7 @@ impl Medium for SimDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin(DiskOp::Remove, path)?;
         state.file(path)?;
         let inode = state.existing(path)?;
         let (dir, name) = state.parent(path)?;
@@ -451,6 +594,7 @@ impl Medium for SimDisk {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         let Some(inode) = state.find(path) else { return Ok(()) };
+        state.begin(DiskOp::Remove, path)?;
         state.dir_mut(path)?;
         let (dir, name) = state.parent(path)?;
         state.unlink(inode);
@@ -462,7 +606,9 @@ impl Medium for SimDisk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        Ok(self.lock().dir_mut(path)?.names.keys().cloned().collect())
+        let mut state = self.lock();
+        state.begin(DiskOp::List, path)?;
+        Ok(state.dir_mut(path)?.names.keys().cloned().collect())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -482,11 +628,13 @@ impl Medium for SimDisk {
         let Some(len) = usize::try_from(len).ok().filter(|len| *len <= have) else {
             return Err(error(io::ErrorKind::InvalidInput, path, "is shorter than it should be cut to"));
         };
+        state.begin(DiskOp::Remove, path)?;
         let inode = state.existing(path)?;
         let durable = state.sync(path)?;
-        if let Some(Inode::File { bytes, synced, .. }) = state.inodes.get_mut(&inode) {
+        if let Some(Inode::File { bytes, synced, confirmed, .. }) = state.inodes.get_mut(&inode) {
             bytes.truncate(len);
             *synced = if durable { len } else { (*synced).min(len) };
+            *confirmed = (*confirmed).min(len);
         }
         state.note("truncate", path, &len.to_le_bytes());
         Ok(())
@@ -521,31 +669,31 @@ impl AppendFile for SimFile {
         let mut state = self.state()?;
         let free = state.capacity.saturating_sub(if state.capacity == u64::MAX { 0 } else { state.used() });
         let fits = usize::try_from(free).unwrap_or(usize::MAX).min(added.len());
-        let by_chance = state.faults.append_error > 0.0 && {
-            let chance = state.faults.append_error;
-            state.rng.random_bool(chance)
-        };
-        let written = if by_chance { state.rng.random_range(0..=fits) } else { fits };
+        let failed = state.begin(DiskOp::Append, &self.path);
+        if state.knobs.is_burnt() {
+            return failed; // not a byte of it
+        }
+        let written = if failed.is_err() { state.rng.random_range(0..=fits) } else { fits };
         if let Some(Inode::File { bytes, .. }) = state.inodes.get_mut(&self.inode) {
             bytes.extend_from_slice(&added[..written]);
         }
         state.note("append", &self.path, &added[..written]);
-        if by_chance {
-            Err(error(io::ErrorKind::Other, &self.path, "could not be written (simulated)"))
-        } else if written < added.len() {
-            Err(error(io::ErrorKind::StorageFull, &self.path, "does not fit: the simulated disk is full"))
-        } else {
-            Ok(())
+        failed?;
+        if written < added.len() {
+            *state.counts.entry("appends to a full disk").or_default() += 1;
+            return Err(error(io::ErrorKind::StorageFull, &self.path, "does not fit: the simulated disk is full"));
         }
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.state()?;
         let path = self.path.clone();
         if state.sync(&path)?
-            && let Some(Inode::File { bytes, synced, .. }) = state.inodes.get_mut(&self.inode)
+            && let Some(Inode::File { bytes, synced, confirmed, .. }) = state.inodes.get_mut(&self.inode)
+            && *synced < bytes.len()
         {
-            *synced = bytes.len();
+            (*confirmed, *synced) = (*synced, bytes.len());
         }
         Ok(())
     }
@@ -724,15 +872,87 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_one_bit() {
+    fn a_flipped_bit_is_one_bit_of_what_was_confirmed() {
+        for seed in 0..50 {
+            let disk = SimDisk::new(seed);
+            disk.create_dir_all(Path::new("/segments")).unwrap();
+            put(&disk, "/segments/x", &[0; 64], true);
+            assert_eq!(
+                disk.flip_bit(true, |path| path.contains("segments")),
+                None,
+                "nothing shows that it had been synced"
+            );
+            assert!(SimDisk::flip_bit(&disk.clone(), false, |path| path.contains("nowhere")).is_none());
+            put(&disk, "/segments/x", &[0; 64], true);
+            let (path, at) = disk.flip_bit(true, |path| path.contains("segments")).unwrap();
+            let bytes = disk.read(&path).unwrap();
+            assert_eq!(bytes.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
+            assert!(bytes[at].count_ones() == 1 && at < 64);
+            assert_eq!(disk.flip_bit(true, |path| path.contains("elsewhere")), None);
+        }
+    }
+
+    #[test]
+    fn a_wrong_read_is_one_bit_and_once() {
         let disk = SimDisk::new(3);
-        disk.create_dir_all(Path::new("/segments")).unwrap();
-        put(&disk, "/segments/x", &[0; 64], true);
-        let (path, at) = disk.flip_bit("segments").unwrap();
-        let bytes = disk.read(&path).unwrap();
-        assert_eq!(bytes.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
-        assert_eq!(bytes[at].count_ones(), 1);
-        assert_eq!(disk.flip_bit("elsewhere"), None);
+        put(&disk, "/a", &[0; 64], true);
+        disk.misread("a", 1);
+        let ones = |bytes: Bytes| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        assert_eq!(ones(disk.read_range(Path::new("/a"), 8, 16).unwrap()), 1);
+        assert_eq!(ones(disk.read(Path::new("/a")).unwrap()), 0);
+        assert_eq!(disk.counts()["wrong reads"], 1);
+    }
+
+    /// Every operation fails on request, changes nothing then (an append: a prefix at most), and works again afterwards.
+    #[test]
+    fn every_operation_fails_on_request() {
+        let path = Path::new;
+        for op in DiskOp::ALL {
+            let disk = SimDisk::new(5);
+            put(&disk, "/a", b"abc", true);
+            let mut file = disk.open_append(path("/a")).unwrap();
+            let before = disk.files();
+            disk.fail(op, 1.0);
+            let failed = match op {
+                DiskOp::Create => disk.open_append(path("/b")).is_err() && disk.create_dir_all(path("/d")).is_err(),
+                DiskOp::Append => file.append(b"d").is_err(),
+                DiskOp::Sync => file.sync().is_err() && disk.sync_dir(path("/")).is_err(),
+                DiskOp::Rename => disk.rename(path("/a"), path("/b")).is_err(),
+                DiskOp::Remove => disk.remove_file(path("/a")).is_err() && disk.truncate(path("/a"), 1).is_err(),
+                DiskOp::Read => disk.read(path("/a")).is_err() && disk.map(path("/a")).is_err(),
+                DiskOp::List => disk.list(path("/")).is_err() && disk.exists(path("/a")).is_err(),
+            };
+            assert!(failed && disk.counts()[op.failed()] >= 1, "{op:?}");
+            assert_eq!(disk.files(), before);
+            disk.fail(op, 0.0);
+            assert!(disk.exists(path("/a")).unwrap() && disk.read(path("/a")).unwrap().starts_with(b"abc"));
+        }
+    }
+
+    /// Whatever was being done, the n-th operation that changes the disk and all after it do not happen.
+    #[test]
+    fn a_fuse_freezes_the_disk_at_exactly_the_nth_operation() {
+        let path = Path::new;
+        for effects in 0..9 {
+            let (disk, knobs) = (SimDisk::new(effects), Knobs::default());
+            disk.attach(&knobs);
+            knobs.set_fuse(Some(effects));
+            let mut done = 0;
+            for number in 0..3 {
+                let name = format!("/{number}");
+                let Ok(mut file) = disk.open_append(path(&name)) else { break };
+                done += 1;
+                for _ in 0..2 {
+                    done += u64::from(file.append(b"x").is_ok());
+                }
+            }
+            assert_eq!((done, knobs.is_burnt()), (effects, true));
+            let image = disk.files();
+            assert!(disk.remove_file(path("/0")).is_err() && disk.read(path("/0")).is_err());
+            disk.crash();
+            knobs.reset();
+            assert!(disk.files().iter().all(|file| image.contains(file)));
+        }
     }
 
     proptest! {

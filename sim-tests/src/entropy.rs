@@ -31,6 +31,11 @@ pub fn set_elapsed(elapsed: Duration) {
     WALL.set(Some(EPOCH + elapsed));
 }
 
+/// How long after [`EPOCH`] the wall time of this thread is; zero on a thread that has none of its own.
+pub fn elapsed() -> Duration {
+    WALL.get().map_or(Duration::ZERO, |wall| wall.saturating_sub(EPOCH))
+}
+
 /// Runs `work` on a fresh thread on which all randomness follows from `seed`, and returns what it returned.
 ///
 /// # Panics

@@ -1,51 +1,28 @@
 //! What clients asked and were told, in the order it happened.
 //!
-//! Every write carries a value of its own, so a read names the write it saw. An operation that was never answered, or whose
-//! answer leaves open whether it took effect, is [`Outcome::Unknown`] and may take effect at any time after it was asked,
-//! or never. The order of events is the order in which the simulation ran them: one thread runs all hosts, so nothing
-//! can be learned of an event before it has run.
+//! The order of events is the order in which the simulation ran them: one thread runs all hosts, so nothing can be learned
+//! of an event before it has run. An operation that was never answered, or whose answer leaves open whether it took
+//! effect, is [`Outcome::Unknown`] and may take effect at any time after it was asked, or never.
+//!
+//! [`Operation`] is one client's request as far as one point is concerned; [`Look`] is an answer that shows points, with the
+//! log position of every shard that it was read at. A linearizable look is also noted as an operation on every point that
+//! it covers.
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What is written; unique in a history.
-pub type Value = u64;
-/// A point's number.
-pub type Key = u64;
+use nearring_proto::ids::ShardId;
+use nearring_proto::position::ReadLevel;
 
-/// What a client asks of one point.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Op {
-    /// Write, whether it exists or not.
-    Put(Value),
-    /// Write if it does not exist.
-    Insert(Value),
-    /// Remove, whether it exists or not.
-    Delete,
-    /// Read, linearizably.
-    Get,
-}
+use crate::model::{Group, Key, Op, Outcome, Seen};
 
-/// What the client was told.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Outcome {
-    /// A write took effect.
-    Done,
-    /// An insert did not take effect: the point existed.
-    Exists,
-    /// A read saw this; `None`: no such point.
-    Read(Option<Value>),
-    /// It certainly had no effect.
-    Failed,
-    /// Anything may be true.
-    Unknown,
-}
-
-/// One operation.
+/// One operation on one point.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Operation {
     /// Which client.
     pub client: u64,
+    /// Which request; operations of one request were sent together.
+    pub request: u64,
     /// Which point.
     pub key: Key,
     /// What it asked.
@@ -56,35 +33,102 @@ pub struct Operation {
     pub answered: Option<u64>,
     /// The answer; [`Outcome::Unknown`] while there is none.
     pub outcome: Outcome,
+    /// The entry of the log of the point's shard by which a write took effect, as far as the answer says.
+    pub entry: Option<u64>,
 }
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, key, op, asked, outcome, .. } = self;
+        let Self { client, request, key, op, asked, outcome, entry, .. } = self;
         write!(f, "[{asked:>5}, ")?;
         match self.answered {
             Some(answered) => write!(f, "{answered:>5}]")?,
             None => write!(f, "    -]")?,
         }
-        write!(f, " client {client} point {key}: {op:?} → {outcome:?}")
+        write!(f, " client {client} request {request} point {key}: {op:?} → {outcome:?}")?;
+        entry.map_or(Ok(()), |entry| write!(f, " at {entry}"))
     }
 }
 
-/// A read of all points at once, a search for everything: what it saw.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Which kind of question a look answers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// Points by id.
+    Get,
+    /// All pages of a scroll. Each page is read at positions of its own.
+    Scroll,
+    /// A search for more hits than there are points, by the vector of this value, and whether exactly.
+    Search(u64, bool),
+    /// Only how many there are.
+    Count,
+}
+
+/// Where a shard was read.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct At {
+    /// Applied log index.
+    pub index: u64,
+    /// Node that answered; 0 where the answer does not say.
+    pub node: u64,
+    /// The segments searched, as the answer names them.
+    pub segments: Vec<Vec<u8>>,
+}
+
+/// A point as a look showed it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// What it was.
+    pub seen: Seen,
+    /// The index of the log entry that wrote it, from its version.
+    pub version: u64,
+}
+
+/// One answer that shows points, or counts them.
+#[derive(Clone, PartialEq, Debug)]
 pub struct Look {
     /// Which client.
     pub client: u64,
+    /// What it asked for.
+    pub kind: Kind,
+    /// At which level.
+    pub level: ReadLevel,
+    /// Through which filter.
+    pub group: Option<Group>,
+    /// Which points; `None` = all.
+    pub keys: Option<Vec<Key>>,
     /// Position of the question among all events.
     pub asked: u64,
     /// Position of the answer.
     pub answered: u64,
-    /// Whether it had to see everything acknowledged before it was asked, or only what this client was told.
-    pub linearizable: bool,
-    /// Whether every shard was searched; otherwise absence means nothing.
-    pub complete: bool,
+    /// Shards that answered, and where they were read. Of those that are missing here nothing was learnt. Pages of a
+    /// scroll: the lowest position of each.
+    pub shards: BTreeMap<ShardId, At>,
+    /// As `shards`, with the highest position of each; differs only for scrolls of several pages.
+    pub upto: BTreeMap<ShardId, u64>,
     /// The points.
-    pub found: BTreeMap<Key, Value>,
+    pub found: BTreeMap<Key, Found>,
+    /// Their number.
+    pub count: u64,
+    /// The hits in order, with the bits of their scores: searches only.
+    pub hits: Vec<(Key, u32)>,
+}
+
+/// Something wrong, and what shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Which property does not hold.
+    pub property: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// The operations that show it, in the order asked.
+    pub operations: Vec<Operation>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.property, self.what)?;
+        self.operations.iter().try_for_each(|operation| write!(f, "\n  {operation}"))
+    }
 }
 
 /// Where clients write down what they do. Clones are the same history.
@@ -95,16 +139,21 @@ pub struct History(Arc<Mutex<Events>>);
 struct Events {
     operations: Vec<Operation>,
     looks: Vec<Look>,
-    complaints: Vec<String>,
+    complaints: Vec<Violation>,
+    requests: u64,
     events: u64,
-    values: Value,
     digest: blake3::Hasher,
 }
 
-/// Names an operation that was asked.
+/// Names a request that was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use = "an operation is answered with History::answer"]
-pub struct Asked(usize);
+#[must_use = "a request is answered with History::answer"]
+pub struct Asked {
+    first: usize,
+    count: usize,
+    /// Position of the question among all events.
+    pub at: u64,
+}
 
 impl History {
     /// An empty history.
@@ -112,59 +161,87 @@ impl History {
         Self::default()
     }
 
-    /// A value that no other write has.
-    pub fn fresh_value(&self) -> Value {
+    /// Notes a request for one operation on each of some points, before it is sent.
+    pub fn ask(&self, client: u64, operations: &[(Key, Op)]) -> Asked {
         let mut events = self.lock();
-        events.values += 1;
-        events.values
+        let asked = events.next(format_args!("{client} asks {operations:?}"));
+        events.requests += 1;
+        let request = events.requests;
+        let first = events.operations.len();
+        for (key, op) in operations {
+            events.operations.push(Operation {
+                client,
+                request,
+                key: *key,
+                op: *op,
+                asked,
+                answered: None,
+                outcome: Outcome::Unknown,
+                entry: None,
+            });
+        }
+        Asked { first, count: operations.len(), at: asked }
     }
 
-    /// Notes a question, before it is sent.
-    pub fn ask(&self, client: u64, key: Key, op: Op) -> Asked {
+    /// Notes the answer: what became of each operation, and the log entry by which.
+    pub fn answer(&self, asked: Asked, outcomes: &[(Outcome, Option<u64>)]) {
         let mut events = self.lock();
-        let asked = events.next(format_args!("{client} asks {op:?} of {key}"));
-        let outcome = Outcome::Unknown;
-        events.operations.push(Operation { client, key, op, asked, answered: None, outcome });
-        Asked(events.operations.len() - 1)
-    }
-
-    /// Notes the answer.
-    pub fn answer(&self, asked: Asked, outcome: Outcome) {
-        let mut events = self.lock();
-        let answered = events.next(format_args!("{} gets {outcome:?}", asked.0));
-        if let Some(operation) = events.operations.get_mut(asked.0) {
-            operation.answered = Some(answered);
-            operation.outcome = outcome;
+        let answered = events.next(format_args!("{} gets {outcomes:?}", asked.first));
+        for (at, (outcome, entry)) in (asked.first..asked.first + asked.count).zip(outcomes) {
+            if let Some(operation) = events.operations.get_mut(at) {
+                operation.answered = Some(answered);
+                operation.outcome = *outcome;
+                operation.entry = *entry;
+            }
         }
     }
 
-    /// Notes that a look begins; hand its position to [`History::saw`].
-    pub fn look(&self, client: u64) -> u64 {
-        self.lock().next(format_args!("{client} looks"))
+    /// Notes that a look begins: its position among all events.
+    pub fn look(&self, client: u64, what: fmt::Arguments<'_>) -> u64 {
+        self.lock().next(format_args!("{client} looks: {what}"))
     }
 
-    /// Notes what a look saw.
-    pub fn saw(&self, client: u64, asked: u64, linearizable: bool, complete: bool, found: BTreeMap<Key, Value>) {
+    /// Notes what a look saw; its `answered` is set here. A linearizable one also counts as a read of
+    /// every point of `reads`.
+    pub fn saw(&self, mut look: Look, reads: &[Key]) {
         let mut events = self.lock();
-        let answered = events.next(format_args!("{client} saw {found:?}, linearizable {linearizable}, {complete}"));
-        events.looks.push(Look { client, asked, answered, linearizable, complete, found });
+        look.answered = events.next(format_args!("{} saw {look:?}", look.client));
+        if look.level == ReadLevel::Linearizable {
+            events.requests += 1;
+            for key in reads {
+                let operation = Operation {
+                    client: look.client,
+                    request: events.requests,
+                    key: *key,
+                    op: Op::Get(look.group),
+                    asked: look.asked,
+                    answered: Some(look.answered),
+                    outcome: Outcome::Read(look.found.get(key).map(|found| found.seen)),
+                    entry: None,
+                };
+                events.operations.push(operation);
+            }
+        }
+        events.looks.push(look);
     }
 
     /// Notes an answer that is wrong in itself.
-    pub fn complain(&self, what: fmt::Arguments<'_>) {
+    pub fn complain(&self, property: &'static str, what: fmt::Arguments<'_>) {
         let mut events = self.lock();
-        let at = events.next(format_args!("wrong: {what}"));
-        events.complaints.push(format!("[{at:>5}] {what}"));
+        let at = events.next(format_args!("wrong, {property}: {what}"));
+        events.complaints.push(Violation { property, what: format!("[{at:>5}] {what}"), operations: Vec::new() });
     }
 
-    /// Notes anything else that happened and must happen again with the same seed: a crash, a partition, a search's hits.
+    /// Notes anything else that happened and must happen again with the same seed: a crash, a partition, an error.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         self.lock().next(what);
     }
 
     /// Everything so far, in the order asked.
     pub fn operations(&self) -> Vec<Operation> {
-        self.lock().operations.clone()
+        let mut operations = self.lock().operations.clone();
+        operations.sort_by_key(|operation| operation.asked);
+        operations
     }
 
     /// Every finished look, in the order answered.
@@ -173,7 +250,7 @@ impl History {
     }
 
     /// Every complaint.
-    pub fn complaints(&self) -> Vec<String> {
+    pub fn complaints(&self) -> Vec<Violation> {
         self.lock().complaints.clone()
     }
 

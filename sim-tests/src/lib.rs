@@ -4,16 +4,25 @@
 //! therefore comes with the one command that replays it. Product code knows nothing of this crate; it enters through the
 //! constructor arguments that production uses too.
 //!
-//! [`cluster`] runs one; open it first. [`entropy`] makes the operating system's randomness follow from the seed, [`disk`] forgets what was not synced, [`net`]
-//! carries gRPC over simulated connections; [`workload`] is what clients do and [`faults`] what goes wrong meanwhile; [`history`] records what the
-//! clients asked and were told, and [`oracle`] judges it. [`planted`] keeps the mistakes that the judges must catch.
+//! [`cluster`] runs one; open it first. [`entropy`] makes the operating system's randomness and clocks follow from the
+//! seed, [`disk`] forgets what was not synced, [`net`] carries gRPC over simulated connections, [`knobs`] are what faults
+//! pull at a running host. [`workload`] is what clients do, [`faults`] what goes wrong meanwhile. [`model`] says what every
+//! operation means, [`history`] records what was asked and answered; [`invariants`] judges it, [`watch`] looks at the nodes
+//! meanwhile, [`whole`] says when the next damage may be done, and [`convergence`] demands that all heals in the end.
+//! [`planted`] keeps the mistakes that all of these must catch.
 
 pub mod cluster;
+pub mod convergence;
 pub mod disk;
 pub mod entropy;
 pub mod faults;
 pub mod history;
+mod inject;
+pub mod invariants;
+pub mod knobs;
+pub mod model;
 pub mod net;
-pub mod oracle;
 pub mod planted;
+pub mod watch;
+pub mod whole;
 pub mod workload;

@@ -18,6 +18,8 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Endpoint, Uri};
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::knobs::{Carried, Knobs};
+
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a connection is asked whether it lives, and how long it may take to answer: as over TCP.
@@ -28,7 +30,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// # Panics
 /// Where the address is not one.
 pub fn dial() -> Dial {
-    Arc::new(|address: &str| {
+    dial_as(&Knobs::default())
+}
+
+/// Likewise, for a host that faults can reach by `knobs`.
+///
+/// # Panics
+/// As [`dial`].
+pub fn dial_as(knobs: &Knobs) -> Dial {
+    let knobs = knobs.clone();
+    Arc::new(move |address: &str| {
+        let knobs = knobs.clone();
         let endpoint = Endpoint::from_shared(format!("http://{address}"));
         let endpoint = endpoint.unwrap_or_else(|error| panic!("{address:?} is no host:port to dial: {error}"));
         endpoint
@@ -36,10 +48,15 @@ pub fn dial() -> Dial {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
-                let host = uri.host().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no host"))?;
-                let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
-                Ok::<_, io::Error>(TokioIo::new(stream))
+            .connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let knobs = knobs.clone();
+                async move {
+                    let host = uri.host().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no host"))?;
+                    running(&knobs).await;
+                    knobs.effect()?;
+                    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+                    Ok::<_, io::Error>(TokioIo::new(Connection::new(stream, &knobs)))
+                }
             }))
     })
 }
@@ -48,16 +65,39 @@ pub fn dial() -> Dial {
 ///
 /// # Errors
 /// Where the port is taken.
-pub async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Connection>> + Send + Unpin> {
+pub async fn listen(port: u16, knobs: &Knobs) -> io::Result<impl Stream<Item = io::Result<Connection>> + Send + Unpin> {
     let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), port)).await?;
-    Ok(Box::pin(futures::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| Connection(stream));
-        Some((accepted, listener))
+    Ok(Box::pin(futures::stream::unfold((listener, knobs.clone()), |(listener, knobs)| async {
+        running(&knobs).await;
+        let accepted = listener.accept().await.map(|(stream, _)| Connection::new(stream, &knobs));
+        Some((accepted, (listener, knobs)))
     })))
 }
 
-/// One accepted connection.
-pub struct Connection(TcpStream);
+/// Waits while the host is stopped.
+async fn running(knobs: &Knobs) {
+    std::future::poll_fn(|cx| if knobs.is_stopped(cx) { Poll::Pending } else { Poll::Ready(()) }).await;
+}
+
+/// One connection of a host, as long as faults leave it alone.
+pub struct Connection {
+    /// `None`: it was cut.
+    stream: Option<TcpStream>,
+    knobs: Knobs,
+    sent: Carried,
+    received: Carried,
+}
+
+impl Connection {
+    fn new(stream: TcpStream, knobs: &Knobs) -> Self {
+        let (sent, received) = (Carried::default(), Carried::default());
+        Self { stream: Some(stream), knobs: knobs.clone(), sent, received }
+    }
+}
+
+fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "the connection was cut (simulated)")
+}
 
 impl Connected for Connection {
     type ConnectInfo = ();
@@ -67,21 +107,60 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let this = &mut *self;
+        if this.knobs.is_stopped(cx) {
+            return Poll::Pending;
+        }
+        let Some(stream) = &mut this.stream else { return Poll::Ready(Err(cut_off())) };
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(stream).poll_read(cx, buf))?;
+        let came = buf.filled().len() - before;
+        if let Some(kept) = this.knobs.cut(&mut this.received, false, came) {
+            this.stream = None;
+            buf.set_filled(before + kept);
+            if kept == 0 {
+                return Poll::Ready(Err(cut_off()));
+            }
+        }
+        this.received.add(came);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        let this = &mut *self;
+        if this.knobs.is_stopped(cx) {
+            return Poll::Pending;
+        }
+        let Some(stream) = &mut this.stream else { return Poll::Ready(Err(cut_off())) };
+        this.knobs.effect()?;
+        let Some(kept) = this.knobs.cut(&mut this.sent, true, buf.len()) else {
+            let written = std::task::ready!(Pin::new(stream).poll_write(cx, buf))?;
+            this.sent.add(written);
+            return Poll::Ready(Ok(written));
+        };
+        // What does not fit into the socket's buffer is lost with the rest.
+        let written = if kept > 0 { Pin::new(stream).poll_write(cx, &buf[..kept]) } else { Poll::Ready(Ok(0)) };
+        this.stream = None;
+        match written {
+            Poll::Ready(Ok(written)) if written > 0 => Poll::Ready(Ok(written)),
+            _ => Poll::Ready(Err(cut_off())),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_flush(cx),
+            None => Poll::Ready(Err(cut_off())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -157,7 +236,7 @@ mod tests {
             .max_message_latency(Duration::from_millis(20))
             .build();
         sim.host("server", || async {
-            let incoming = listen(7000).await?;
+            let incoming = listen(7000, &Knobs::default()).await?;
             tonic::transport::Server::builder()
                 .add_service(NodePeerServer::new(Echo))
                 .serve_with_incoming(incoming)
