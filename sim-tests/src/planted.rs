@@ -21,13 +21,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use diffy::DiffOptions;
-use diffy::patch_set::{FileOperation, ParseOptions, PatchKind, PatchSet};
+use diffy::{DiffOptions, Patch};
 
 /// The patch that adds the switch; not a mistake.
 pub const SWITCH: &str = "00-switch";
 /// The environment variable that names the mistake switched in.
 pub const VARIABLE: &str = "NEARRING_PLANTED";
+/// How the part of a file begins.
+const BEGIN: &str = "--- a/";
 /// Lines of context in a patch: few, so that changes beside a mistake leave it alone.
 const CONTEXT: usize = 2;
 
@@ -57,7 +58,7 @@ impl Mistake {
     /// What is wrong with its head.
     pub fn parse(name: &str, text: &str) -> Result<Self, String> {
         let wrong = |reason: String| format!("{name}.patch: {reason}");
-        let at = if text.starts_with("--- ") { 0 } else { text.find("\n--- ").map_or(text.len(), |at| at + 1) };
+        let at = if text.starts_with(BEGIN) { 0 } else { text.find("\n--- a/").map_or(text.len(), |at| at + 1) };
         let (head, diff) = text.split_at(at);
         let mut mistake =
             Self { name: name.to_owned(), head: head.to_owned(), diff: diff.to_owned(), ..Self::default() };
@@ -130,12 +131,10 @@ impl Tree {
     pub fn apply(&mut self, mistake: &Mistake) -> Result<(), String> {
         let name = &mistake.name;
         let mut changed = self.changed.clone();
-        for patch in PatchSet::parse(&mistake.diff, ParseOptions::unidiff()) {
-            let patch = patch.map_err(|error| format!("{name}.patch: {error}"))?;
-            let path = modified(patch.operation()).ok_or_else(|| format!("{name}.patch: only changes files"))?;
-            let PatchKind::Text(text) = patch.patch() else { return Err(format!("{name}.patch: is no text")) };
+        for (path, text) in mistake.parts() {
+            let patch = Patch::from_str(text).map_err(|error| format!("{name}.patch: {error}"))?;
             let before = self.read(&path)?;
-            let after = diffy::apply(changed.get(&path).unwrap_or(&before), text).map_err(|error| {
+            let after = diffy::apply(changed.get(&path).unwrap_or(&before), &patch).map_err(|error| {
                 format!(
                     "{name}.patch does not fit {path} any more ({error}); refresh it: \
                      cargo run --release -p nearring-sim --bin planted -- --refresh {name}"
@@ -164,18 +163,23 @@ impl Tree {
     }
 }
 
-fn modified(operation: &FileOperation<'_, str>) -> Option<String> {
-    match operation.strip_prefix(1) {
-        FileOperation::Modify { original, modified } if original == modified => Some(modified.into_owned()),
-        _ => None,
-    }
-}
-
 impl Mistake {
     /// The files that it changes.
     pub fn files(&self) -> Vec<String> {
-        let patches = PatchSet::parse(&self.diff, ParseOptions::unidiff()).filter_map(Result::ok);
-        patches.filter_map(|patch| modified(patch.operation())).collect()
+        self.parts().into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// The part of each file, and its path.
+    fn parts(&self) -> Vec<(String, &str)> {
+        let begins = |at: &usize| *at == 0 || self.diff[..*at].ends_with('\n');
+        let starts: Vec<usize> = self.diff.match_indices(BEGIN).map(|(at, _)| at).filter(begins).collect();
+        let ends = starts.iter().skip(1).copied().chain([self.diff.len()]);
+        let part = |(from, to): (usize, usize)| {
+            let text = &self.diff[from..to];
+            let path = text[BEGIN.len()..].lines().next().unwrap_or_default().trim_end().to_owned();
+            (path, text)
+        };
+        starts.iter().copied().zip(ends).map(part).collect()
     }
 
     /// The patch file that makes `after` of what `before` holds, under this one's head.
