@@ -131,7 +131,8 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } = self;
+        let Self { config, faults, violations, trace, operations, unknown, reached, simulated, injected, beyond } =
+            self;
         writeln!(
             f,
             "seed {}: {operations} operations, {unknown} of unknown outcome, {:.1} s simulated, trace {trace}",
@@ -140,7 +141,11 @@ impl fmt::Display for Report {
         )?;
         let list = |counts: &mut dyn Iterator<Item = String>| counts.collect::<Vec<_>>().join(", ");
         let beyond = if *beyond { ", beyond the budget" } else { "" };
-        writeln!(f, "  injected{beyond}: {}", list(&mut injected.iter().map(|(name, count)| format!("{name} {count}"))))?;
+        writeln!(
+            f,
+            "  injected{beyond}: {}",
+            list(&mut injected.iter().map(|(name, count)| format!("{name} {count}")))
+        )?;
         writeln!(f, "  reached: {}", list(&mut reached.iter().map(|(name, count)| format!("{name} {count}"))))?;
         if !violations.is_empty() {
             (0..).zip(faults).try_for_each(|(number, fault): (usize, _)| writeln!(f, "  {number:>3} {fault}"))?;
@@ -504,7 +509,6 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
 
 fn nodes_of(config: &Config) -> usize {
     usize::try_from(config.nodes).unwrap_or(usize::MAX)
-}
 }
 
 /// Looks whether the cluster is whole, while somebody wants to know; never ends.
