@@ -330,7 +330,11 @@ fn refresh(places: &Places, mistakes: &[Mistake], name: &str) -> Result<(), Stri
     for path in mistake.files() {
         after.insert(path.clone(), fs::read_to_string(edit.join(&path)).map_err(failed(&edit))?);
     }
-    write(&patch, mistake.refreshed(&before, &after)?.as_bytes())?;
+    let refreshed = mistake.refreshed(&before, &after)?;
+    if Mistake::parse(name, &refreshed)?.files().is_empty() {
+        return Err(format!("nothing is changed in {} yet; make the mistake there", edit.display()));
+    }
+    write(&patch, refreshed.as_bytes())?;
     fs::remove_dir_all(&edit).map_err(failed(&edit))?;
     println!("{} is written", patch.display());
     Ok(())
