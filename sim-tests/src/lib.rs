@@ -9,6 +9,7 @@
 //! pull at a running host. [`workload`] is what clients do, [`faults`] what goes wrong meanwhile. [`model`] says what every
 //! operation means, [`history`] records what was asked and answered; [`invariants`] judges it, [`watch`] looks at the nodes
 //! meanwhile, [`whole`] says when the next damage may be done, and [`convergence`] demands that all heals in the end.
+//! [`planted`] keeps the mistakes that all of these must catch.
 //! [`shrink`] makes a failing run smaller.
 
 pub mod cluster;
@@ -22,6 +23,7 @@ pub mod invariants;
 pub mod knobs;
 pub mod model;
 pub mod net;
+pub mod planted;
 pub mod shrink;
 pub mod watch;
 pub mod whole;
