@@ -9,9 +9,12 @@
 //! pull at a running host. [`workload`] is what clients do, [`faults`] what goes wrong meanwhile. [`model`] says what every
 //! operation means, [`history`] records what was asked and answered; [`invariants`] judges it, [`watch`] looks at the nodes
 //! meanwhile, [`whole`] says when the next damage may be done, and [`convergence`] demands that all heals in the end.
+//!
+//! Beside the simulator: [`decoders`], what everything that reads bytes from outside must do, driven by `cargo fuzz`.
 
 pub mod cluster;
 pub mod convergence;
+pub mod decoders;
 pub mod disk;
 pub mod entropy;
 pub mod faults;
