@@ -146,7 +146,8 @@ pub(super) fn client_seeds() -> Vec<Vec<u8>> {
     let fvecs: Vec<u8> = (0..2_u32)
         .flat_map(|row| [2_u32.to_le_bytes(), (row as f32).to_le_bytes(), 0.5_f32.to_le_bytes()].concat())
         .collect();
-    let lines = "{\"id\": 7, \"vector\": [1, 2.5], \"payload\": {\"n\": 1}}\n\n{\"id\": \"a\", \"vectors\": {\"t\": [0]}}\n";
+    let lines =
+        "{\"id\": 7, \"vector\": [1, 2.5], \"payload\": {\"n\": 1}}\n\n{\"id\": \"a\", \"vectors\": {\"t\": [0]}}\n";
     vec![
         npy("<f4", "(2, 2)", &[0; 16]),
         npy("<f2", "(1, 3)", &[0; 6]),

@@ -267,7 +267,8 @@ pub fn payload_indexes(data: &[u8]) -> bool {
     let mut narrowed = false;
     for filter in asked.filters.into_iter().take(8) {
         let filter = filter.filter(1);
-        let matching = points.iter().filter(|(slot, payload)| filter.matches(&PointId::Number((**slot).into()), payload));
+        let matching =
+            points.iter().filter(|(slot, payload)| filter.matches(&PointId::Number((**slot).into()), payload));
         let matching: RoaringBitmap = matching.map(|(slot, _)| *slot).collect();
         if let Some(found) = indexes.narrow(&filter, &all, &slot_of) {
             narrowed = true;

@@ -70,7 +70,10 @@ async fn sound(log: &SharedLog) -> Groups {
         let first = held.purged.map(|purged| purged.index);
         let indexes = first.into_iter().chain(held.entries.iter().map(|entry| entry.log_id.index));
         let indexes: Vec<u64> = indexes.collect();
-        assert!(indexes.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])), "{group} has a gap: {indexes:?}");
+        assert!(
+            indexes.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])),
+            "{group} has a gap: {indexes:?}"
+        );
         let last = done(log.group(*group).get_log_state().await).last_log_id;
         assert_eq!(last, held.entries.last().map(|entry| entry.log_id).or(held.purged));
     }
@@ -141,18 +144,46 @@ enum Header {
 
 #[derive(Arbitrary, Debug)]
 enum Piece {
-    Vote { group: u8, term: u8 },
-    Entry { group: u8, at: Index, payload: Vec<u8> },
-    Membership { group: u8, at: Index },
-    Truncate { group: u8, after: Option<Index> },
-    Purge { group: u8, upto: Index },
-    Committed { group: u8, upto: Option<Index> },
-    Forget { group: u8 },
+    Vote {
+        group: u8,
+        term: u8,
+    },
+    Entry {
+        group: u8,
+        at: Index,
+        payload: Vec<u8>,
+    },
+    Membership {
+        group: u8,
+        at: Index,
+    },
+    Truncate {
+        group: u8,
+        after: Option<Index>,
+    },
+    Purge {
+        group: u8,
+        upto: Index,
+    },
+    Committed {
+        group: u8,
+        upto: Option<Index>,
+    },
+    Forget {
+        group: u8,
+    },
     State(Vec<(u8, Option<u8>, Option<Index>, Option<Index>)>),
     /// A mark: where it says that it stands, and up to where everything is durable. `None`: as a writer would have it.
-    Mark { own: Option<(u8, u16)>, synced: Option<(u8, u16)> },
+    Mark {
+        own: Option<(u8, u16)>,
+        synced: Option<(u8, u16)>,
+    },
     /// A frame of any kind and message, with a right checksum.
-    Frame { group: u8, kind: u8, message: Vec<u8> },
+    Frame {
+        group: u8,
+        kind: u8,
+        message: Vec<u8>,
+    },
     Raw(Vec<u8>),
 }
 
@@ -281,12 +312,30 @@ struct Damaged {
 
 #[derive(Arbitrary, Debug)]
 enum Operation {
-    Vote { group: u8, term: u8 },
-    Append { group: u8, term: u8, payloads: Vec<Payload> },
-    Truncate { group: u8, back: u8 },
-    Purge { group: u8, ahead: u8 },
-    Committed { group: u8, back: u8 },
-    Forget { group: u8 },
+    Vote {
+        group: u8,
+        term: u8,
+    },
+    Append {
+        group: u8,
+        term: u8,
+        payloads: Vec<Payload>,
+    },
+    Truncate {
+        group: u8,
+        back: u8,
+    },
+    Purge {
+        group: u8,
+        ahead: u8,
+    },
+    Committed {
+        group: u8,
+        back: u8,
+    },
+    Forget {
+        group: u8,
+    },
     /// Everything so far becomes durable before anything else is accepted.
     Sync,
     Restart,
@@ -305,7 +354,11 @@ enum Damage {
     /// The last file ends here.
     Cut(u16),
     /// Wrong bits in any file.
-    Burst { file: u8, at: u16, flips: [u8; 4] },
+    Burst {
+        file: u8,
+        at: u16,
+        flips: [u8; 4],
+    },
     /// What is behind this place in the last file became zeros.
     Zeros(u16),
     /// Anything behind the end of the last file.
@@ -317,21 +370,21 @@ enum Damage {
 /// Frames of a file as the format's description has them: where each begins and ends, and its kind.
 struct Walked {
     frames: Vec<(usize, usize, u8)>,
-    /// Up to where the file's own marks say that it was durable.
-    confirmed: usize,
+    /// Its own marks: where each begins, and up to where it says that the file was durable.
+    marks: Vec<(usize, usize)>,
     /// Where its opening, without which it does not count, ends.
     opened: usize,
 }
 
 fn walk(file: &[u8], seq: u64) -> Walked {
-    let mut walked = Walked { frames: Vec::new(), confirmed: 0, opened: file.len() };
+    let mut walked = Walked { frames: Vec::new(), marks: Vec::new(), opened: file.len() };
     let number = |at: usize| u64::from_le_bytes(done(file[at..at + 8].try_into()));
     let mut at = HEADER;
     while at < file.len() {
         let len = u32::from_le_bytes(done(file[at..at + 4].try_into())) as usize;
         let (end, kind) = (at + 8 + len, file[at + 16]);
         if kind == 8 && number(at + 34) == seq {
-            walked.confirmed = walked.confirmed.max(done(usize::try_from(number(at + 42))));
+            walked.marks.push((at, done(usize::try_from(number(at + 42)))));
         }
         if kind == 7 {
             walked.opened = end;
@@ -348,6 +401,11 @@ impl Walked {
     fn frame_of(&self, at: usize) -> usize {
         let frame = self.frames.iter().rfind(|(start, end, _)| *start <= at && at < *end);
         if at < HEADER { 0 } else { frame.map_or(at, |(start, ..)| *start) }
+    }
+
+    /// Up to where the marks from `from` on say that the file was durable.
+    fn confirmed(&self, from: usize) -> usize {
+        self.marks.iter().filter(|(at, _)| *at >= from).map(|(_, confirmed)| *confirmed).max().unwrap_or(0)
     }
 
     /// Frames that change something, from the first one that does not end before `from`.
@@ -522,12 +580,7 @@ enum Verdict {
     AtMostWithout(usize),
 }
 
-async fn judge(
-    input: &Damaged,
-    settings: LogSettings,
-    mut files: BTreeMap<u64, Vec<u8>>,
-    history: &History,
-) -> bool {
+async fn judge(input: &Damaged, settings: LogSettings, mut files: BTreeMap<u64, Vec<u8>>, history: &History) -> bool {
     let (Some((&first, _)), Some((&last, end))) = (files.first_key_value(), files.last_key_value()) else {
         panic!("a log without files");
     };
@@ -547,7 +600,7 @@ async fn judge(
             match lost(at) {
                 // Disks do not take back what they synced. One that did, to the end of a frame, is not found out; and still
                 // the log is one that was.
-                Verdict::Without(lost) if at < walked.confirmed => Verdict::AtMostWithout(lost),
+                Verdict::Without(lost) if at < walked.confirmed(0) => Verdict::AtMostWithout(lost),
                 verdict => verdict,
             }
         }
@@ -563,7 +616,9 @@ async fn judge(
                 None => {
                     let at = burst.strike(&mut bytes);
                     match (walked.frame_of(at), lost(walked.frame_of(at))) {
-                        (from, _) if from < walked.confirmed => Verdict::Refused,
+                        // Only by a mark that the burst has not reached.
+                        (from, _) if from < walked.confirmed(at + burst.flips.len()) => Verdict::Refused,
+                        (from, Verdict::Without(lost)) if from < walked.confirmed(0) => Verdict::AtMostWithout(lost),
                         // The bits that make a format a newer one.
                         (0, Verdict::Without(lost)) => Verdict::AtMostWithout(lost),
                         (_, verdict) => verdict,
@@ -578,7 +633,7 @@ async fn judge(
             let from = walked.frame_of(from);
             match lost(from) {
                 // The marks behind went as well.
-                Verdict::Without(lost) if from < walked.confirmed => Verdict::AtMostWithout(lost),
+                Verdict::Without(lost) if from < walked.confirmed(0) => Verdict::AtMostWithout(lost),
                 verdict => verdict,
             }
         }

@@ -24,10 +24,7 @@ pub(super) fn spec() -> CollectionSpec {
     let vector = |metric| VectorSpec { dimension: 2, metric, scalar: ScalarKind::F32 };
     CollectionSpec {
         name: "c".to_owned(),
-        vectors: BTreeMap::from([
-            (String::new(), vector(Metric::Cosine)),
-            ("title".to_owned(), vector(Metric::L2)),
-        ]),
+        vectors: BTreeMap::from([(String::new(), vector(Metric::Cosine)), ("title".to_owned(), vector(Metric::L2))]),
         payload_indexes: BTreeMap::from([("n".to_owned(), FieldKind::Integer), ("t".to_owned(), FieldKind::Keyword)]),
         shard_count: 1,
         replication_factor: 1,
@@ -61,7 +58,8 @@ impl Facts for Records {
 
     fn group(&self, routing_key: &str, separator: &str) -> Result<Vec<(PointId, Record)>, Infallible> {
         let prefix = format!("{routing_key}{separator}");
-        let member = |id: &PointId| matches!(id, PointId::Text(text) if text == routing_key || text.starts_with(&prefix));
+        let member =
+            |id: &PointId| matches!(id, PointId::Text(text) if text == routing_key || text.starts_with(&prefix));
         Ok(self.0.iter().filter(|(id, _)| member(id)).map(|(id, record)| (id.clone(), record.clone())).collect())
     }
 }

@@ -198,10 +198,8 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
     let spec = super::machine::spec();
     let mut table = super::snapshots::table();
     let update = CollectionUpdate { name: "c".to_owned(), ef_search: 64, ..Default::default() };
-    let change = wire::ProposeMetaRequest {
-        change: Some(Change::CreateCollection(spec.clone()).into()),
-        ..Default::default()
-    };
+    let change =
+        wire::ProposeMetaRequest { change: Some(Change::CreateCollection(spec.clone()).into()), ..Default::default() };
     let shard = table.shards.pop_first().map(|(_, shard)| shard);
     let node = table.nodes.first_key_value().map(|(_, node)| node.clone());
     let collection = table.collections.first_key_value().map(|(_, collection)| collection.clone());

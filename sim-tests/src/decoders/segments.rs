@@ -11,24 +11,27 @@ use nearring_proto::ids::{PointId, Version};
 use nearring_proto::query::SearchQuery;
 use nearring_proto::vector::{self, Metric, ScalarKind};
 
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
 use super::{Burst, choice, chosen, done};
 
 const HEADER: usize = 64;
 const FOOTER: usize = 48;
 const FLAGS: usize = 12;
 
-/// A real file: `members` points on a circle.
+/// A real file of `members` points in all directions.
 fn build(members: usize, metric: Metric) -> Bytes {
-    let index = IndexSpec { m: 4, ef_construction: 16, ..IndexSpec::default() };
-    let spec = VectorSpec { dimension: 2, metric, scalar: ScalarKind::default_for(metric) };
+    let index = IndexSpec { m: 8, ef_construction: 32, ..IndexSpec::default() };
+    let spec = VectorSpec { dimension: 8, metric, scalar: ScalarKind::default_for(metric) };
+    let mut rng = SmallRng::seed_from_u64(1);
     let member = |number: usize| {
-        let angle = number as f32 * 0.618;
         let id = match number % 7 {
             0 => PointId::Text(format!("doc#{number:06}")),
             1 => PointId::Uuid(uuid::Uuid::from_u128(number as u128)),
             _ => PointId::Number(number as u64),
         };
-        let mut values = vec![angle.cos(), angle.sin()];
+        let mut values: Vec<f32> = (0..8).map(|_| rng.random_range(-1.0..1.0)).collect();
         vector::normalize(&mut values);
         Member::new(id, Version { epoch: 1, index: number as u64 }, values)
     };

@@ -54,7 +54,9 @@ fn real() -> &'static Bytes {
     static REAL: OnceLock<Bytes> = OnceLock::new();
     REAL.get_or_init(|| {
         let (machine, records) = machine();
-        let vector = |id: &PointId, name: &str| (id.clone(), name.to_owned(), Version { epoch: 1, index: 3 }, Arc::from([0.6, 0.8]));
+        let vector = |id: &PointId, name: &str| {
+            (id.clone(), name.to_owned(), Version { epoch: 1, index: 3 }, Arc::from([0.6, 0.8]))
+        };
         let vectors = records.keys().flat_map(|id| [vector(id, ""), vector(id, "title")]).collect();
         written(&(machine, records.into_iter().collect(), vectors))
     })
@@ -98,7 +100,12 @@ fn damaged(file: &[u8], bytes: &[u8]) -> Option<Vec<u8>> {
 pub(super) fn shard_seeds() -> Vec<Vec<u8>> {
     let file = real();
     let body = &file[..file.len() - 32];
-    vec![chosen(0, file), chosen(1, body), chosen(2, &[0, 1, 0, 0, 1, 0, 0, 0, 0]), chosen(2, &[9, 0, 0, 0, 1, 2, 3, 4, 1])]
+    vec![
+        chosen(0, file),
+        chosen(1, body),
+        chosen(2, &[0, 1, 0, 0, 1, 0, 0, 0, 0]),
+        chosen(2, &[9, 0, 0, 0, 1, 2, 3, 4, 1]),
+    ]
 }
 
 // ---- the meta group ----
@@ -117,7 +124,8 @@ fn changes() -> Vec<Change> {
         zone: "z".to_owned(),
     };
     let mut changes: Vec<Change> = (1..=3).map(|id| Change::Join(node(id))).collect();
-    let named = |name: &str| nearring_proto::collection::CollectionSpec { name: name.to_owned(), shard_count: 2, ..spec() };
+    let named =
+        |name: &str| nearring_proto::collection::CollectionSpec { name: name.to_owned(), shard_count: 2, ..spec() };
     changes.push(Change::CreateCollection(named("c")));
     changes.push(Change::CreateCollection(named("d")));
     changes.push(Change::ShardReady(ShardId(2)));
@@ -205,7 +213,8 @@ pub fn meta_group(data: &[u8]) -> bool {
     };
     let disk = SimDisk::new(1);
     done(disk.create_dir_all(Path::new(META_DIR)));
-    put(&disk, &Path::new(META_DIR).join("snapshot-00000000000000000007-3"), &file);
+    // A name that no snapshot written below gets: what has its name already is not written again.
+    put(&disk, &Path::new(META_DIR).join("snapshot-00000000000000000000-0"), &file);
     let Ok((mut machine, tables)) = open(&disk) else { return false };
     assert!(which % 5 != 2, "damage was not noticed");
     let (applied, membership) = done(now(machine.applied_state()));
