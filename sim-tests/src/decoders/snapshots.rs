@@ -164,9 +164,9 @@ fn snapshot(machine: &mut MetaMachine) -> PathBuf {
     done(built).snapshot.path
 }
 
-fn apply(machine: &mut MetaMachine, index: u64, change: &Change) {
+fn apply(machine: &mut MetaMachine, (term, index): (u64, u64), change: &Change) {
     let payload = EntryPayload::Normal(Proposal(encode_change(change)));
-    let entry = Entry { log_id: log_id(3, index), payload };
+    let entry = Entry { log_id: log_id(term, index), payload };
     done(now(machine.apply(stream::iter([Ok((entry, None))]))));
 }
 
@@ -176,7 +176,7 @@ fn real_meta() -> &'static Bytes {
     REAL.get_or_init(|| {
         let disk = SimDisk::new(1);
         let (mut machine, _tables) = done(open(&disk));
-        changes().iter().enumerate().for_each(|(at, change)| apply(&mut machine, at as u64, change));
+        changes().iter().enumerate().for_each(|(at, change)| apply(&mut machine, (3, at as u64), change));
         let path = snapshot(&mut machine);
         read(&disk, &path)
     })
@@ -218,8 +218,10 @@ pub fn meta_group(data: &[u8]) -> bool {
     let Ok((mut machine, tables)) = open(&disk) else { return false };
     assert!(which % 5 != 2, "damage was not noticed");
     let (applied, membership) = done(now(machine.applied_state()));
+    // A later entry has no lower term.
+    let term = applied.map_or(3, |applied| applied.committed_leader_id().term.max(3));
     if let Some(index) = applied.map_or(Some(0), |applied| applied.index.checked_add(1)) {
-        changes().iter().take(4).for_each(|change| apply(&mut machine, index, change));
+        changes().iter().take(4).for_each(|change| apply(&mut machine, (term, index), change));
         drop(snapshot(&mut machine));
         let table = tables.borrow().clone();
         let (mut again, tables) = done(open(&disk));
@@ -227,7 +229,7 @@ pub fn meta_group(data: &[u8]) -> bool {
         if table.epoch.0 > 0 {
             assert_eq!(*tables.borrow(), table, "not the same after a second reading");
         }
-        assert_eq!(done(now(again.applied_state())), (Some(log_id(3, index)), membership));
+        assert_eq!(done(now(again.applied_state())), (Some(log_id(term, index)), membership));
     }
     true
 }
