@@ -67,3 +67,20 @@ fn visit_leaf<'a>(value: &'a Value, found: &mut dyn FnMut(&'a Value)) {
         other => found(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::filter::{Filter, Scalar};
+    use crate::ids::PointId;
+
+    #[test]
+    fn a_number_is_read_as_the_one_that_was_written() {
+        let number = 2.216_326_328_312_06e173_f64.next_down();
+        let payload = parse(format!("{{\"a\":{number:e}}}").as_bytes()).unwrap();
+        assert_eq!(payload["a"].as_f64(), Some(number));
+        let filter = Filter::Equals { path: "a".to_owned(), value: Scalar::Float(number) };
+        assert!(filter.matches(&PointId::Number(1), &payload));
+    }
+}

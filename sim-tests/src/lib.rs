@@ -11,9 +11,12 @@
 //! meanwhile, [`whole`] says when the next damage may be done, and [`convergence`] demands that all heals in the end.
 //! [`planted`] keeps the mistakes that all of these must catch.
 //! [`shrink`] makes a failing run smaller.
+//!
+//! Beside the simulator: [`decoders`], what everything that reads bytes from outside must do, driven by `cargo fuzz`.
 
 pub mod cluster;
 pub mod convergence;
+pub mod decoders;
 pub mod disk;
 pub mod entropy;
 pub mod faults;

@@ -421,6 +421,19 @@ fn settings_that_points_depend_on_cannot_change() {
 }
 
 #[test]
+fn a_merge_leaves_the_numbers_that_it_does_not_name() {
+    let mut shard = Shard::new();
+    let id = PointId::Number(1);
+    let payload = br#"{"a":2.2163263283120599e+173}"#.to_vec();
+    let points = vec![PointWrite { id: id.clone(), vectors: vec![], payload }];
+    shard.run(Command::Upsert { points, preconditions: vec![] });
+    let (ids, payload) = (vec![id.clone()], br#"{"b":1}"#.to_vec());
+    shard.run(Command::SetPayload { ids, payload, mode: PayloadMode::Merge, precondition: None });
+    let held = String::from_utf8(shard.records.0[&id].payload.to_vec()).unwrap();
+    assert!(held.contains("2.2163263283120599e+173"), "{held}");
+}
+
+#[test]
 fn a_payload_that_a_merge_makes_too_large_changes_nothing() {
     let mut shard = Shard::new();
     let half = |key: &str| format!("{{{key:?}:{:?}}}", "x".repeat(CollectionSpec::PAYLOAD_BYTES_MAX / 2)).into_bytes();

@@ -123,6 +123,10 @@ impl Recovered {
                     let reason = format!("a mark that belongs to file {} at {}", mark.seq, mark.offset);
                     return Ok(Walk { end: at, opened, bad: Some(reason) });
                 }
+                Ok(frame) if beyond(&frame) => {
+                    let reason = "an index that no log reaches".to_owned();
+                    return Err(LogError::Damaged { file: path.to_owned(), offset: at as u64, reason });
+                }
                 Ok(frame) => {
                     opened |= matches!(frame, Frame::State(_));
                     self.apply(group, frame, place);
@@ -188,6 +192,17 @@ impl Recovered {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a frame names the largest number as the index of an entry: whoever counts on from there overflows.
+fn beyond(frame: &Frame) -> bool {
+    let last = |id: &LogId| id.index == u64::MAX;
+    match frame {
+        Frame::Entry(entry) => last(&entry.log_id),
+        Frame::Purge(upto) => last(upto),
+        Frame::State(states) => states.iter().any(|state| state.purged.as_ref().is_some_and(last)),
+        Frame::Vote(_) | Frame::Truncate(_) | Frame::Committed(_) | Frame::Forget | Frame::Mark(_) => false,
     }
 }
 
