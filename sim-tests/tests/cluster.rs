@@ -22,42 +22,50 @@ fn number(report: &str, before: &str) -> u64 {
     text.rsplit([' ', ',']).find_map(|word| word.parse().ok()).unwrap()
 }
 
-#[test]
-fn without_faults_every_operation_is_answered() {
-    let report = fine("--seed=1 --faults-for=0 --operations=30");
-    assert!(number(&report, " operations") >= 60, "{report}");
-    assert_eq!(number(&report, " of unknown outcome"), 0, "{report}");
+/// How often the report says that something was reached.
+fn reached(report: &str, what: &str) -> u64 {
+    report.split_once(what).and_then(|(_, rest)| rest.trim_start().split([',', '\n']).next()?.parse().ok()).unwrap_or(0)
 }
 
 #[test]
-fn acknowledged_writes_survive_crashes_and_partitions() {
-    for seed in 1..=3 {
-        let report = fine(&format!("--seed={seed} --faults-for=40 --operations=40"));
-        let (all, unknown) = (number(&report, " operations"), number(&report, " of unknown outcome"));
-        assert!(unknown * 2 < all, "too little was answered to judge: {report}");
+fn without_faults_every_operation_is_answered_and_segments_are_built() {
+    let report = fine("--seed=1 --faults-for=0 --operations=30");
+    assert!(number(&report, " operations") >= 90, "{report}");
+    assert_eq!(number(&report, " of unknown outcome"), 0, "{report}");
+    assert!(reached(&report, "segments installed") > 0, "{report}");
+}
+
+/// Fresh seeds in every run would make a failure of one commit the surprise of another; these are bounded and fixed, and
+/// the campaign runs the others.
+#[test]
+fn acknowledged_writes_survive_what_goes_wrong() {
+    let report = fine("--from=1 --seeds=8 --jobs=2");
+    for run in report.split("seed ").skip(1) {
+        let (all, unknown) = (number(run, " operations"), number(run, " of unknown outcome"));
+        assert!(unknown * 2 < all, "too little was answered to judge: {run}");
     }
 }
 
-/// 2, 4: the directory of the meta group's snapshots was not durable, a crash took it away, and the log before it was purged.
+/// What was found by seeds is listed with its cause in `seeds/failed.tsv`; each line must pass from now on.
 #[test]
 fn seeds_that_once_failed() {
-    for seed in [2, 4] {
-        fine(&format!("--seed={seed}"));
+    for line in include_str!("../seeds/failed.tsv").lines().filter(|line| !line.starts_with('#')) {
+        fine(line.split('\t').next().unwrap());
     }
 }
 
 #[test]
 fn a_seed_repeats_itself_and_another_is_another() {
-    let [first, second, other] = [4, 4, 5].map(|seed| fine(&format!("--seed={seed} --faults-for=20 --operations=20")));
+    let [first, second, other] = [4, 4, 5].map(|seed| fine(&format!("--seed={seed} --faults-for=20 --operations=30")));
     assert_eq!(first, second);
-    let trace = |report: &str| report.split_once("trace ").unwrap().1.to_owned();
+    let trace = |report: &str| report.split_once("trace ").unwrap().1.lines().next().unwrap().to_owned();
     assert!(trace(&first) != trace(&other));
 }
 
 /// The planted bug: nodes acknowledge what is not on disk. A judge that misses it would miss real ones.
 #[test]
 fn disks_that_lie_about_syncs_are_caught() {
-    let output = fuzz("--from=1 --seeds=5 --faults-for=40 --operations=30 --lie-about-syncs");
+    let output = fuzz("--from=1 --seeds=12 --operations=40 --lie-about-syncs");
     let report = String::from_utf8_lossy(&output.stdout);
-    assert!(!output.status.success() && report.contains("replay: "), "five lying clusters went by: {report}");
+    assert!(!output.status.success() && report.contains("replay: "), "twelve lying clusters went by: {report}");
 }
