@@ -104,15 +104,18 @@ impl AnyFilter {
     }
 }
 
+/// Fields of an object, by the number of their path.
+type Fields = Vec<(u8, AnyValue)>;
+
 #[derive(Arbitrary, Clone, Debug)]
 enum AnyValue {
     Null,
     Scalar(AnyScalar),
     Array(Vec<AnyValue>),
-    Object(Vec<(u8, AnyValue)>),
+    Object(Fields),
 }
 
-fn object(fields: Vec<(u8, AnyValue)>, depth: usize) -> Payload {
+fn object(fields: Fields, depth: usize) -> Payload {
     fields.into_iter().map(|(at, value)| (path(at).to_owned(), value.value(depth + 1))).collect()
 }
 
@@ -175,7 +178,7 @@ pub fn filters(data: &[u8]) -> bool {
         }
         _ => {
             let mut input = Unstructured::new(bytes);
-            let Ok((filter, fields)) = <(AnyFilter, Vec<(u8, AnyValue)>)>::arbitrary(&mut input) else { return false };
+            let Ok((filter, fields)) = <(AnyFilter, Fields)>::arbitrary(&mut input) else { return false };
             let (filter, payload) = (filter.filter(1), object(fields, 1));
             let (id, again) = (PointId::Number(3), stored(&payload));
             let matches = filter.matches(&id, &payload);
@@ -218,7 +221,7 @@ fn filters_built(bytes: &[u8]) -> bool {
 struct Asked {
     kinds: [Option<u8>; 3],
     kinds_before: [Option<u8>; 3],
-    steps: Vec<(u8, Option<Vec<(u8, AnyValue)>>)>,
+    steps: Vec<(u8, Option<Fields>)>,
     /// The step before which the indexes become those of `kinds`.
     configured: u8,
     /// Whether an index that was added is told what is there.

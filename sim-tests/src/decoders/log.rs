@@ -96,7 +96,8 @@ async fn goes_on(disk: &SimDisk, log: SharedLog, settings: LogSettings, mut grou
         Some(last) => last.index.checked_add(1),
         None => Some(0),
     };
-    if let Some(next) = next {
+    // The largest number is the index of no entry.
+    if let Some(next) = next.filter(|next| *next < u64::MAX) {
         let entry = Entry { log_id: log_id(u64::MAX, next), payload: EntryPayload::Blank };
         done(of.append([entry.clone()], IOFlushed::noop()).await);
         held.entries.push(entry);
@@ -172,7 +173,7 @@ enum Piece {
     Forget {
         group: u8,
     },
-    State(Vec<(u8, Option<u8>, Option<Index>, Option<Index>)>),
+    State(Vec<OfGroup>),
     /// A mark: where it says that it stands, and up to where everything is durable. `None`: as a writer would have it.
     Mark {
         own: Option<(u8, u16)>,
@@ -186,6 +187,9 @@ enum Piece {
     },
     Raw(Vec<u8>),
 }
+
+/// Group, vote, purge mark, committed id.
+type OfGroup = (u8, Option<u8>, Option<Index>, Option<Index>);
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Index {
@@ -243,7 +247,7 @@ impl Piece {
             Piece::Forget { group } => (*group, 6, Bytes::from_static(&[codec::FORMAT])),
             Piece::State(groups) => {
                 // Tuples have the bytes of their parts.
-                let of = |(group, term, purged, committed): &(u8, Option<u8>, Option<Index>, Option<Index>)| {
+                let of = |(group, term, purged, committed): &OfGroup| {
                     ((u64::from(*group), term.map(|term| vote(term.into()))), (id(purged), id(committed)))
                 };
                 (0, 7, codec::encode(&groups.iter().map(of).collect::<Vec<_>>()))

@@ -44,8 +44,11 @@ pub use self::snapshots::{meta_group, shard_snapshots};
 /// A check: feeds bytes to a decoder and answers whether it accepted them. Panics where the decoder breaks its word.
 pub type Check = fn(&[u8]) -> bool;
 
+/// Makes inputs to begin with.
+pub type Seeds = fn() -> Vec<Vec<u8>>;
+
 /// Every check under the name of its fuzz target, and the seeds to begin with, made by the real encoders.
-pub const ALL: [(&str, Check, fn() -> Vec<Vec<u8>>); 14] = [
+pub const ALL: [(&str, Check, Seeds); 14] = [
     ("log_files", log_files, log::files_seeds),
     ("log_damage", log_damage, log::damage_seeds),
     ("raft_messages", raft_messages, messages::raft_seeds),

@@ -127,6 +127,11 @@ impl Recovered {
                     let reason = "an index that no log reaches".to_owned();
                     return Err(LogError::Damaged { file: path.to_owned(), offset: at as u64, reason });
                 }
+                // A file without its opening is removed, and nothing in it may have counted.
+                Ok(frame) if !opened && !matches!(frame, Frame::State(_) | Frame::Mark(_)) => {
+                    let reason = "a frame before the file's opening".to_owned();
+                    return Ok(Walk { end: at, opened, bad: Some(reason) });
+                }
                 Ok(frame) => {
                     opened |= matches!(frame, Frame::State(_));
                     self.apply(group, frame, place);
