@@ -31,7 +31,8 @@ pub fn next_seal(tail: usize, seal_points: usize, paused: bool, segments: &[Size
     by_size.sort_by_key(|segment| (segment.live, segment.hash));
     for window in by_size.windows(FANOUT) {
         let (Some(smallest), Some(largest)) = (window.first(), window.last()) else { continue };
-        if largest.live <= smallest.live.max(1) * FANOUT as u64 {
+        // Nothing can be built of nothing: sealed, it would be given up and sealed again, for ever.
+        if largest.live > 0 && largest.live <= smallest.live.max(1) * FANOUT as u64 {
             return Some(window.iter().map(|segment| segment.hash).collect());
         }
     }
@@ -39,7 +40,7 @@ pub fn next_seal(tail: usize, seal_points: usize, paused: bool, segments: &[Size
     if worn.live > 0 {
         return Some(vec![worn.hash]);
     }
-    // Nothing can be built of nothing: the dead segment goes when the next smallest is rewritten.
+    // The dead segment goes when the next smallest is rewritten.
     let next = by_size.iter().find(|segment| segment.live > 0)?;
     Some(vec![worn.hash, next.hash])
 }
@@ -85,5 +86,9 @@ mod tests {
         assert_eq!(next_seal(0, 100, false, &[size(1, 100, 60), size(2, 100, 40)]), Some(vec![[2; 32]]));
         assert_eq!(next_seal(0, 100, false, &[size(1, 100, 0)]), None);
         assert_eq!(next_seal(0, 100, false, &[size(1, 100, 0), size(2, 100, 90)]), Some(vec![[1; 32], [2; 32]]));
+        let dead: Vec<Size> = (0..6).map(|number| size(number, 100, 0)).collect();
+        assert_eq!(next_seal(0, 100, false, &dead), None, "however many they are");
+        let with_one = [dead, vec![size(9, 1, 1)]].concat();
+        assert_eq!(next_seal(0, 100, false, &with_one), Some(vec![[3; 32], [4; 32], [5; 32], [9; 32]]));
     }
 }

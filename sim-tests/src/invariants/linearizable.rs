@@ -91,6 +91,8 @@ fn relevant<'a>(operations: &[&'a Operation]) -> Vec<&'a Operation> {
                 absence = true;
             }
             (_, Outcome::Exists) => existence = true,
+            // Which point it removes depends on what the point was.
+            (Op::DeleteGroup(_), _) => existence = true,
             (Op::Delete | Op::Mark(_) | Op::Unmark | Op::Overwrite(_), Outcome::Done) => existence = true,
             _ => {}
         }
