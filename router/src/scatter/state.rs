@@ -17,6 +17,9 @@ use rand::Rng;
 use super::cover::{NodeLoad, cover};
 use crate::failure::{Meaning, NodeFailure};
 
+/// The least time before the deadline at which a shard is still asked once more.
+const LAST_ATTEMPT: Duration = Duration::from_millis(5);
+
 /// What is known of the nodes when a choice is made.
 #[derive(Clone, Default, Debug)]
 pub struct Nodes {
@@ -263,7 +266,8 @@ impl Progress {
         let rounds = self.tries.values().copied().min().unwrap_or(1);
         let longest = (Scatter::PAUSE.0 * (1 << rounds.saturating_sub(1).min(8))).min(Scatter::PAUSE.1);
         let until = now + longest.mul_f64(random.random_range(0.5..1.0));
-        self.state = if until < deadline { State::Waiting(until) } else { State::Failed };
+        // One that is asked right before the end could not answer, and its silence would hide what this one said.
+        self.state = if until + LAST_ATTEMPT < deadline { State::Waiting(until) } else { State::Failed };
     }
 }
 
