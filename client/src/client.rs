@@ -299,10 +299,14 @@ impl Client {
             let error = loop {
                 sent += 1;
                 let (kind, outcome) = match self.send(message(ticket.request_id()), &send).await {
-                    Ok(reply) => {
+                    Ok(mut reply) => {
                         self.observe(collection, reply.positions());
                         if reply.errors().is_empty() {
                             return Ok(reply);
+                        }
+                        // Once an attempt has been uncertain, no later refusal makes it certain again.
+                        if uncertain.is_some() {
+                            reply.doubt();
                         }
                         if reply.errors().iter().any(|error| error.message.contains(SESSION_EXPIRED)) {
                             // Other shards have taken their part, so it must not go out under another number.
@@ -400,6 +404,8 @@ pub(crate) trait WriteAnswer {
     fn positions(&self) -> &[wire::Position];
     /// Shards that did not take their part.
     fn errors(&self) -> &[wire::ShardWriteError];
+    /// Says of every shard that did not take its part that it may have done so all the same.
+    fn doubt(&mut self);
 }
 
 impl WriteAnswer for wire::WriteReply {
@@ -409,6 +415,10 @@ impl WriteAnswer for wire::WriteReply {
 
     fn errors(&self) -> &[wire::ShardWriteError] {
         &self.errors
+    }
+
+    fn doubt(&mut self) {
+        self.errors.iter_mut().for_each(|error| error.unknown_outcome = true);
     }
 }
 
@@ -420,4 +430,6 @@ impl WriteAnswer for wire::PutDocumentReply {
     fn errors(&self) -> &[wire::ShardWriteError] {
         &[]
     }
+
+    fn doubt(&mut self) {}
 }
