@@ -12,7 +12,8 @@
 //! Handles of before the crash belong to a process that is gone: they fail, and change nothing.
 //!
 //! On request a disk is full, fails operations of any kind, burns its host's [fuse](crate::knobs) at one, reads wrong bytes
-//! once, flips stored bits, or claims to have synced what it did not (the planted bug that the oracles must catch). Everything that is done to it goes into a running digest, in order, bytes
+//! once, flips stored bits, or claims to have synced what it did not, which the judges must notice. Everything that is
+//! done to it goes into a running digest, in order, bytes
 //! included: two runs that differ anywhere differ there.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Simulated nearring clusters: the real nodes and routers on a simulated network, disk and clock, judged by oracles.
+//! Simulated nearring clusters: the real nodes and routers on a simulated network, disk and clock, judged by what
+//! must hold of every history.
 //!
 //! One seed decides everything: message latencies, crashes, what a crash forgets, elections, the order of maps. A failure
 //! therefore comes with the one command that replays it. Product code knows nothing of this crate; it enters through the

@@ -177,16 +177,15 @@ struct Tally {
     simulated_secs: f64,
 }
 
-/// Runs many seeds, several at once. Stops early at a failure, where asked to, or when `until` has come.
-fn run_all(arguments: &Arguments, seeds: &[u64], until: Option<Instant>) -> io::Result<Tally> {
+/// Runs many seeds, several at once. Stops early at a failure, unless asked to go on.
+fn run_all(arguments: &Arguments, seeds: &[u64]) -> io::Result<Tally> {
     let (next, tally) = (AtomicU64::new(0), Mutex::new(Tally::default()));
     let work = || -> io::Result<()> {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let seed = usize::try_from(at).ok().and_then(|at| seeds.get(at));
             let stop = !arguments.keep_going && !lock(&tally).failed.is_empty();
-            let late = until.is_some_and(|until| Instant::now() >= until);
-            let Some(seed) = seed.filter(|_| !stop && !late) else { return Ok(()) };
+            let Some(seed) = seed.filter(|_| !stop) else { return Ok(()) };
             let (ran, success) = repeat(arguments, *seed)?;
             let mut tally = lock(&tally);
             tally.done += 1;
@@ -246,7 +245,7 @@ fn campaign(arguments: &Arguments, last: u64) -> io::Result<bool> {
         let started = Instant::now();
         let end = (first + BLOCK - 1).min(last);
         let seeds: Vec<u64> = (first..=end).collect();
-        let tally = run_all(&arguments, &seeds, None)?;
+        let tally = run_all(&arguments, &seeds)?;
         clean &= tally.failed.is_empty();
         let failed: Vec<String> = tally.failed.iter().map(u64::to_string).collect();
         let failed = if failed.is_empty() { "none".to_owned() } else { failed.join(",") };
@@ -340,7 +339,7 @@ fn main() -> ExitCode {
                 None => (arguments.from..).take(usize::try_from(arguments.seeds).unwrap_or(usize::MAX)).collect(),
             };
             let started = Instant::now();
-            run_all(&arguments, &seeds, None).map(|tally| {
+            run_all(&arguments, &seeds).map(|tally| {
                 let Tally { done, failed, simulated_secs } = &tally;
                 let real = started.elapsed().as_secs_f64();
                 // Not part of any run's report, which must not depend on real time.
