@@ -98,8 +98,8 @@ impl Client {
         .await
     }
 
-    /// Deletes every point that matches. On each shard the filter is evaluated at one position of its log; shards do
-    /// not agree on a moment among each other.
+    /// Deletes every point that matches. It is no snapshot: each point is judged once it is its turn, and points that
+    /// came to their shard after the request did are left alone.
     ///
     /// # Errors
     /// As [`Client::upsert`].

@@ -8,6 +8,7 @@
 //!   be asked, prevents it. One that lost its disk finds the cluster on the others and never mints again.
 //! - It writes down that it is minting ([`Mint`]), then its cluster id, and tells nobody before the group is initialised.
 //!   So whoever else knows the id knows of a group that exists. A stop in between is taken up where it was.
+//! - Everybody else tells the id it has on disk before it answers anything: a node that is starting must not look blank.
 //! - Another blank node adopts an id that the lowest seed tells, or any seed that is in the group by a committed decision;
 //!   durably, and before it does anything else in that cluster.
 //! - A note of minting counts only in the life that wrote it, and not once anybody is in the group.

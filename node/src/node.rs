@@ -246,8 +246,13 @@ impl NodeBuilder {
             opened = self.open(&meta) => opened?,
             () = &mut shutdown => return Ok(()),
         };
+        let noted = self.noted().await?;
         let stop = CancellationToken::new();
         let host = Arc::new(NodeHost::new(&self.settings, identity.replica(), meta, log.clone()));
+        // Before anybody can ask: the lowest seed, its disk gone, must not take a node that is starting for a blank one.
+        if let Some(cluster) = identity.cluster().filter(|_| !mints(noted, &identity)) {
+            let _ = host.told.set(cluster);
+        }
         let peers = PeerService::new(host.clone(), self.medium.clone(), self.compute.clone(), stop.clone());
         let gate: Gate<NodeDataServer<DataService>> = Gate::new();
         let server = Server::builder()
@@ -264,7 +269,7 @@ impl NodeBuilder {
                 Err(error) => NodeError::Server(error.to_string()),
             }),
             () = &mut shutdown => Ok(()),
-            error = node.live(identity, machine) => Err(error),
+            error = node.live(identity, noted, machine) => Err(error),
             reason = log.failed() => Err(NodeError::LogFailed { reason }),
         };
         gate.close();
@@ -371,6 +376,13 @@ impl NodeBuilder {
             .await
     }
 
+    /// The note of minting in the data directory.
+    async fn noted(&self) -> Result<Option<Mint>, NodeError> {
+        let (medium, dir) = (self.medium.clone(), self.settings.data_dir.clone());
+        let read = self.compute.io(move || Mint::read(&*medium, &dir)).await;
+        Self::io(&self.settings.data_dir, read)
+    }
+
     async fn renew(&self, identity: &mut Identity) -> Result<(), NodeError> {
         let (medium, clock, mut next) = (self.medium.clone(), self.clock.clone(), identity.clone());
         *identity = self.compute.io(move || next.renew(&*medium, || clock.now_ms()).map(|()| next)).await?;
@@ -386,6 +398,12 @@ fn life_dir(dir: &Path, me: ReplicaId) -> PathBuf {
     dir.join(format!("{:016x}", me.incarnation.0))
 }
 
+/// Whether `noted` says that this very life mints the cluster that `identity` names.
+fn mints(noted: Option<Mint>, identity: &Identity) -> bool {
+    let named = identity.cluster().map(|cluster| Mint { incarnation: identity.replica().incarnation, cluster });
+    noted.is_some() && noted == named
+}
+
 /// A node between its start and its end.
 struct Running {
     builder: NodeBuilder,
@@ -397,17 +415,22 @@ struct Running {
 
 impl Running {
     /// Finds or forms the cluster, takes part in it, and answers why it cannot any longer.
-    async fn live(self, identity: Identity, machine: Option<Machine>) -> NodeError {
-        match self.run(identity, machine).await {
+    async fn live(self, identity: Identity, noted: Option<Mint>, machine: Option<Machine>) -> NodeError {
+        match self.run(identity, noted, machine).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    async fn run(&self, mut identity: Identity, machine: Option<Machine>) -> Result<Infallible, NodeError> {
+    async fn run(
+        &self,
+        mut identity: Identity,
+        noted: Option<Mint>,
+        machine: Option<Machine>,
+    ) -> Result<Infallible, NodeError> {
         let (host, meta, settings) = (&self.host, &self.host.meta, &self.builder.settings);
         let fresh = identity.cluster().is_none();
-        let (cluster, minting) = self.find_cluster(&mut identity).await?;
+        let (cluster, minting) = self.find_cluster(&mut identity, noted).await?;
         tracing::info!(%cluster, node = %identity.replica(), "this node is part of a cluster");
         meta.set_cluster(cluster);
         let config = raft::config(settings.raft.heartbeat, settings.raft.election)
@@ -443,6 +466,7 @@ impl Running {
                 None
             }
         };
+        let _ = host.told.set(cluster);
         let _ = host.cluster.set(cluster);
         let context = NodeContext {
             me: identity.replica(),
@@ -478,29 +502,26 @@ impl Running {
 
     /// The cluster that this node belongs to, on disk before anything else; and whether it has to initialise its meta
     /// group.
-    async fn find_cluster(&self, identity: &mut Identity) -> Result<(ClusterId, bool), NodeError> {
+    async fn find_cluster(&self, identity: &mut Identity, noted: Option<Mint>) -> Result<(ClusterId, bool), NodeError> {
         let (host, dir) = (&self.host, &self.builder.settings.data_dir);
-        let medium = self.builder.medium.clone();
-        let noted = {
-            let (medium, of) = (medium.clone(), dir.clone());
-            let read = self.builder.compute.io(move || Mint::read(&*medium, &of)).await;
-            NodeBuilder::io(dir, read)?
-        };
         let mut reported = String::new();
         loop {
             let me = identity.replica();
             if let Some(cluster) = identity.cluster() {
-                return Ok((cluster, noted == Some(Mint { incarnation: me.incarnation, cluster })));
+                return Ok((cluster, mints(noted, identity)));
             }
             let standing = Standing { me, cluster: None, minting: false, formed: false };
             match bootstrap::next(&host.seeds, &standing, &self.ask(None).await) {
-                Step::Adopt(cluster) => self.adopt(identity, cluster).await?,
+                Step::Adopt(cluster) => {
+                    self.adopt(identity, cluster).await?;
+                    let _ = host.told.set(cluster);
+                }
                 Step::Mint => {
                     let mint =
                         Mint { incarnation: me.incarnation, cluster: ClusterId(draw_uuid(self.builder.seed, me)) };
-                    let (medium, dir) = (medium.clone(), dir.clone());
-                    let written = self.builder.compute.io(move || mint.write(&*medium, &dir)).await;
-                    NodeBuilder::io(&self.builder.settings.data_dir, written)?;
+                    let (medium, of) = (self.builder.medium.clone(), dir.clone());
+                    let written = self.builder.compute.io(move || mint.write(&*medium, &of)).await;
+                    NodeBuilder::io(dir, written)?;
                     self.adopt(identity, mint.cluster).await?;
                     return Ok((mint.cluster, true));
                 }
@@ -653,6 +674,9 @@ struct NodeHost {
     me: ReplicaId,
     node: Node,
     seeds: Seeds,
+    /// What others are told when they ask which cluster this is: known to be one whose group exists.
+    told: OnceLock<ClusterId>,
+    /// Set once requests of the cluster can be answered.
     cluster: OnceLock<ClusterId>,
     group: OnceLock<Arc<dyn Group>>,
     meta: Meta,
@@ -675,6 +699,7 @@ impl NodeHost {
             me,
             node,
             seeds: settings.seeds.iter().cloned().collect(),
+            told: OnceLock::new(),
             cluster: OnceLock::new(),
             group: OnceLock::new(),
             meta,
@@ -741,8 +766,7 @@ impl Host for NodeHost {
 
     async fn hello(&self, request: wire::HelloRequest) -> Result<wire::HelloReply, Status> {
         check_format(request.format).map_err(|error| malformed(&error))?;
-        // Known to others only once the group is initialised, or was when this node learned of it.
-        let cluster = self.cluster();
+        let cluster = self.told.get().copied();
         let voter = |(id, address): (ReplicaId, String)| wire::NodeInfo {
             node: id.node.0,
             incarnation: id.incarnation.0,

@@ -69,12 +69,16 @@ pub enum Command {
         /// Judged for every id.
         precondition: Option<Precondition>,
     },
-    /// Deletes those of the points that still match.
+    /// A part of a deletion by filter: deletes those of the points that match and that were there before it began.
     DeleteIf {
         /// Which the leader found.
         ids: Vec<PointId>,
         /// `convert::encode_filter`.
         filter: Vec<u8>,
+        /// What `BeginDelete` answered.
+        begun: Version,
+        /// Whether this part ends it.
+        last: bool,
     },
     /// Afterwards exactly `points` carry the routing key; none = the group is deleted.
     ReplaceGroup {
@@ -126,6 +130,8 @@ pub enum Command {
         /// The epoch that the shard's versions carry from here on (the placement table's `home_epoch`).
         home_epoch: u64,
     },
+    /// Begins a deletion by filter. Nothing is deleted yet.
+    BeginDelete,
 }
 
 /// What applying an entry answers.
@@ -151,6 +157,13 @@ pub enum Reply {
     Done,
     /// Nothing was changed.
     Refused(Refusal),
+    /// A deletion by filter has begun and has not ended.
+    Begun {
+        /// Points that came to the shard later are none of its business.
+        at: Version,
+        /// Points removed so far, on behalf of this request.
+        removed: u64,
+    },
 }
 
 /// Why an entry changed nothing.

@@ -184,12 +184,16 @@ impl Machine {
             (applied.reply, applied.sessions) = self.sessions.open(*session, *opened_at_ms, now_ms);
         } else {
             let request = envelope.request.as_ref();
-            let admission = request.map_or(Admission::Execute, |request| self.sessions.admit(request, now_ms));
+            let (admission, removed) = match (request, &envelope.command) {
+                (None, _) => (Admission::Execute, 0),
+                (Some(request), Command::DeleteIf { .. }) => self.sessions.admit_part(request, now_ms),
+                (Some(request), _) => (self.sessions.admit(request, now_ms), 0),
+            };
             let mut remember = false;
             match admission {
                 Admission::Refuse(refusal) => applied.reply = Reply::Refused(refusal),
                 Admission::Replay(reply) => (applied.reply, applied.repeated) = (reply, true),
-                Admission::Execute => match self.judge(facts, log_id, &envelope.command) {
+                Admission::Execute => match self.judge(facts, log_id, removed, &envelope.command) {
                     Err(Halt::Facts(error)) => return Err(error),
                     Err(Halt::Refused(refusal)) => {
                         // Before the settings are known the writer is told to try again, with the same number.
@@ -227,7 +231,14 @@ impl Machine {
         self.meta.applied = Some(log_id);
     }
 
-    fn judge<F: Facts>(&self, facts: &F, log_id: LogId, command: &Command) -> Result<(Reply, Effect), Halt<F::Error>> {
+    /// `removed`: by earlier parts of the same request.
+    fn judge<F: Facts>(
+        &self,
+        facts: &F,
+        log_id: LogId,
+        removed: u64,
+        command: &Command,
+    ) -> Result<(Reply, Effect), Halt<F::Error>> {
         if let Command::Configure { spec, home_epoch } = command {
             return Ok((Reply::Done, self.configure(spec, *home_epoch)?));
         }
@@ -243,16 +254,26 @@ impl Machine {
                 (None, None) => Some(Outcome::NotFound),
                 (None, Some(_)) => None,
             }),
-            Command::DeleteIf { ids, filter } => {
+            Command::BeginDelete => Ok((Reply::Begun { at: version, removed: 0 }, Effect::default())),
+            Command::DeleteIf { ids, filter, begun, last } => {
                 let filter = decode_filter(filter).map_err(|error| invalid(error.field, error.reason))?;
-                delete(facts, version, ids, |id, old| match old {
+                let (_, effect) = delete(facts, version, ids, |id, old| match old {
                     None => Some(Outcome::NotFound),
+                    // The request is sent again: what it deleted before and what was then written anew stays.
+                    Some(old) if old.placement > *begun => Some(Outcome::FilterMismatch),
                     // A stored payload was checked when it came.
                     Some(old) => {
                         let matches = payload::parse(&old.payload).is_ok_and(|payload| filter.matches(id, &payload));
                         (!matches).then_some(Outcome::FilterMismatch)
                     }
-                })
+                })?;
+                // Whoever asked named no points, so it is told of none.
+                let removed = removed + effect.removed;
+                let reply = match last {
+                    true => written(version, 0, removed, Vec::new()),
+                    false => Reply::Begun { at: *begun, removed },
+                };
+                Ok((reply, effect))
             }
             Command::ReplaceGroup { routing_key, separator, points } => {
                 replace_group(facts, spec, version, routing_key, separator, points)

@@ -5,6 +5,9 @@
 //! * Time is logged time. A session lives [`TTL_MS`] after its last request; then it is refused, never executed.
 //! * A session that has expired stays refused until no copy of the message that opened it can open it again.
 //! * Sessions, replies and their bytes are bounded. At a bound a request is refused before it has any effect.
+//! * A deletion by filter takes several entries. While it has begun and not ended, its reply says since when and how many
+//!   points it removed, and whoever repeats the request carries on from there; once it has ended, no part of it, however
+//!   late, does anything.
 //!
 //! It does not tell requests of one number apart: a number reused for something else answers the first reply.
 use std::collections::BTreeMap;
@@ -82,6 +85,18 @@ impl Sessions {
         }
     }
 
+    /// What to do with a further part of what `request` began, and how much it has removed so far; changes nothing.
+    pub(super) fn admit_part(&self, request: &RequestId, now_ms: u64) -> (Admission, u64) {
+        match self.admit(request, now_ms) {
+            Admission::Replay(Reply::Begun { removed, .. }) => (Admission::Execute, removed),
+            Admission::Execute => {
+                let reason = "has begun nothing that could be carried on".to_owned();
+                (Admission::Refuse(Refusal::Invalid { field: "request".to_owned(), reason }), 0)
+            }
+            other => (other, 0),
+        }
+    }
+
     /// What to do with `request`; changes nothing.
     pub(super) fn admit(&self, request: &RequestId, now_ms: u64) -> Admission {
         let Some(session) = self.open.get(&request.session).filter(|session| !session.expired(now_ms)) else {
@@ -121,7 +136,9 @@ impl Sessions {
         }
         if let Some(reply) = reply {
             session.bytes += size(reply);
-            session.replies.insert(request.seq, reply.clone());
+            if let Some(old) = session.replies.insert(request.seq, reply.clone()) {
+                session.bytes -= size(&old);
+            }
         }
         self.bytes = self.bytes - before + session.bytes;
         let mut changed = vec![request.session];

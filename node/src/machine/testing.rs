@@ -109,12 +109,19 @@ pub(crate) fn valid_write() -> BoxedStrategy<Command> {
         .prop_map(|((ids, payload, mode), precondition)| Command::SetPayload { ids, payload, mode, precondition });
     let delete = (some_ids(), precondition()).prop_map(|(ids, precondition)| Command::Delete { ids, precondition });
     let filter = encode_filter(&serde_json::from_str::<Filter>(r#"{"equals":{"path":"n","value":2}}"#).unwrap());
-    let delete_if = some_ids().prop_map(move |ids| Command::DeleteIf { ids, filter: filter.clone() });
+    let begun = (1u64..40).prop_map(|index| Version { epoch: 1, index });
+    let delete_if = (some_ids(), begun, any::<bool>()).prop_map(move |(ids, begun, last)| Command::DeleteIf {
+        ids,
+        filter: filter.clone(),
+        begun,
+        last,
+    });
     let group = prop::sample::subsequence(vec!["a", "a#0", "a#1", "a#1#2"], 0..=3).prop_flat_map(|ids| {
         points(ids.into_iter().map(|id| PointId::Text(id.to_owned())).collect())
             .prop_map(|points| Command::ReplaceGroup { routing_key: "a".to_owned(), separator: "#".to_owned(), points })
     });
-    prop_oneof![4 => upsert, 2 => set_payload, 1 => delete, 1 => delete_if, 1 => group].boxed()
+    prop_oneof![4 => upsert, 2 => set_payload, 1 => delete, 1 => Just(Command::BeginDelete), 3 => delete_if, 1 => group]
+        .boxed()
 }
 
 /// A write that is wrong as a whole.
@@ -150,7 +157,7 @@ pub(crate) fn invalid_write() -> BoxedStrategy<Command> {
     let others = vec![
         Command::Upsert { points: vec![good()], preconditions: vec![None, None] },
         Command::Delete { ids: ids(&[1, 2, 1]), precondition: None },
-        Command::DeleteIf { ids: ids(&[1]), filter: vec![0xff] },
+        Command::DeleteIf { ids: ids(&[1]), filter: vec![0xff], begun: Version::default(), last: true },
         payload(ids(&[1, 1]), b"{}", PayloadMode::Merge),
         payload(ids(&[1]), b"[]", PayloadMode::Merge),
         payload(ids(&[1]), b"7", PayloadMode::Overwrite),

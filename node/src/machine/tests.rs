@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use std::convert::Infallible;
 
+use nearring_proto::convert::encode_filter;
+use nearring_proto::filter::Filter;
 use nearring_proto::ids::RequestId;
 use proptest::prelude::*;
 use serde_json::json;
@@ -133,6 +135,7 @@ impl Model {
             assert!(applied.records.is_empty() && applied.changes.is_empty());
             return;
         }
+        let mut before = 0;
         if let Some(request) = &envelope.request {
             let Some(known) = self.sessions.get_mut(&request.session).filter(|known| known.until_ms >= now) else {
                 assert_eq!(applied.reply, refused(Refusal::SessionExpired));
@@ -144,9 +147,18 @@ impl Model {
                 assert_eq!(applied.reply, refused(Refusal::Settled { seq: request.seq }));
                 return self.nothing(applied);
             }
-            if let Some(answer) = known.answers.get(&request.seq) {
-                assert_eq!((&applied.reply, applied.repeated), (answer, true));
-                return self.nothing(applied);
+            let part = matches!(envelope.command, Command::DeleteIf { .. });
+            match known.answers.get(&request.seq) {
+                Some(Reply::Begun { removed, .. }) if part => before = *removed,
+                Some(answer) => {
+                    assert_eq!((&applied.reply, applied.repeated), (answer, true));
+                    return self.nothing(applied);
+                }
+                None if part => {
+                    assert!(matches!(applied.reply, Reply::Refused(Refusal::Invalid { .. })), "{:?}", applied.reply);
+                    return self.nothing(applied);
+                }
+                None => {}
             }
             known.answers.insert(request.seq, applied.reply.clone());
         }
@@ -156,10 +168,21 @@ impl Model {
             return self.nothing(applied);
         }
         let version = Version { epoch: 1, index };
-        let (outcomes, written, removed) = self.execute(version, &envelope.command);
+        if envelope.command == Command::BeginDelete {
+            assert_eq!(applied.reply, Reply::Begun { at: version, removed: 0 });
+            return self.nothing(applied);
+        }
+        let (mut outcomes, written, removed) = self.execute(version, &envelope.command);
+        if let Command::DeleteIf { begun, last, .. } = &envelope.command {
+            outcomes.clear();
+            if !last {
+                assert_eq!(applied.reply, Reply::Begun { at: *begun, removed: before + removed });
+                return;
+            }
+        }
         let outcomes: Vec<(u32, Outcome)> =
             (0..).zip(outcomes).filter(|(_, outcome)| *outcome != Outcome::Applied).collect();
-        assert_eq!(applied.reply, Reply::Written { applied: written, removed, outcomes, version });
+        assert_eq!(applied.reply, Reply::Written { applied: written, removed: before + removed, outcomes, version });
     }
 
     fn nothing(&self, applied: &Applied) {
@@ -230,10 +253,11 @@ impl Model {
                 let removed = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count();
                 return (outcomes, 0, removed as u64);
             }
-            Command::DeleteIf { ids, .. } => {
+            Command::DeleteIf { ids, begun, .. } => {
                 for id in ids {
                     outcomes.push(match self.points.get(id) {
                         None => Outcome::NotFound,
+                        Some(point) if point.placement > *begun => Outcome::FilterMismatch,
                         Some(point) if point.payload.get("n") == Some(&json!(2)) => {
                             self.points.remove(id);
                             Outcome::Applied
@@ -390,6 +414,60 @@ fn newer_formats_are_named() {
 
 fn delete(id: u64) -> Command {
     Command::Delete { ids: vec![PointId::Number(id)], precondition: None }
+}
+
+#[test]
+fn a_deletion_by_filter_that_is_sent_again_deletes_no_point_twice_and_its_parts_end_with_it() {
+    let mut shard = Shard::new();
+    let filter = encode_filter(&serde_json::from_str::<Filter>(r#"{"equals":{"path":"n","value":2}}"#).unwrap());
+    let put = |id: u64, n: u64| Command::Upsert {
+        points: vec![PointWrite {
+            id: PointId::Number(id),
+            vectors: vec![],
+            payload: format!(r#"{{"n":{n}}}"#).into_bytes(),
+        }],
+        preconditions: vec![],
+    };
+    let part = |begun: Version, ids: &[u64], last: bool| Command::DeleteIf {
+        ids: ids.iter().map(|id| PointId::Number(*id)).collect(),
+        filter: filter.clone(),
+        begun,
+        last,
+    };
+    let removed = |applied: &Applied| match applied.reply {
+        Reply::Begun { removed, .. } | Reply::Written { removed, .. } => removed,
+        ref other => panic!("{other:?}"),
+    };
+    for id in 1..=4 {
+        shard.run(put(id, 2));
+    }
+    shard.run(put(5, 1));
+    shard.at(0, None, Command::OpenSession { session: session(0), opened_at_ms: 0 });
+    let asked = Some(request(0, 1, 0));
+    let Reply::Begun { at: begun, .. } = shard.at(1, asked, Command::BeginDelete).reply else { panic!("not begun") };
+    assert_eq!(removed(&shard.at(1, asked, part(begun, &[1, 2], false))), 2);
+    // Written anew while the request is on its way a second time: that is another point.
+    shard.run(put(1, 2));
+    // Only changed: it was there all the time.
+    shard.run(put(3, 2));
+    let again = shard.at(2, asked, Command::BeginDelete);
+    assert_eq!((again.reply, again.repeated), (Reply::Begun { at: begun, removed: 2 }, true));
+    assert_eq!(removed(&shard.at(2, asked, part(begun, &[1, 2, 3], false))), 3);
+    let ended = shard.at(2, asked, part(begun, &[4], true));
+    assert_eq!((removed(&ended), ended.repeated), (4, false));
+    // It matches now, and it was there before; but the request has been answered.
+    shard.run(put(5, 2));
+    let late = shard.at(3, asked, part(begun, &[1, 5], true));
+    assert_eq!((removed(&late), late.repeated, late.records.len()), (4, true, 0));
+    assert_eq!(shard.at(3, asked, Command::BeginDelete).reply, ended.reply);
+    assert_eq!(shard.machine.meta.points, 2);
+    // A part of what never began here.
+    let stray = shard.at(4, Some(request(0, 2, 0)), part(begun, &[5], true));
+    assert!(matches!(stray.reply, Reply::Refused(Refusal::Invalid { .. })), "{:?}", stray.reply);
+    // Without a request id nothing adds the parts up.
+    let Reply::Begun { at: begun, .. } = shard.run(Command::BeginDelete) else { panic!("not begun") };
+    assert_eq!(removed(&shard.at(5, None, part(begun, &[1], false))), 1);
+    assert_eq!(removed(&shard.at(5, None, part(begun, &[5], true))), 1);
 }
 
 #[test]

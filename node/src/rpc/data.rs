@@ -265,29 +265,24 @@ fn command(op: Op, spec: &CollectionSpec) -> Result<Command, Status> {
     })
 }
 
-/// Deletes what matches now, in bounded entries, each judged again where it is applied.
+/// Deletes what matches, in bounded entries, each judged again where it is applied.
+///
+/// The first entry fixes the moment up to which points are concerned. With a request id the shard remembers it, what the
+/// parts removed, and that the last one ended it: a repeat carries on, and one point is deleted by one request at most
+/// once.
 async fn delete_by_filter(
     shard: &Arc<Shard>,
     service: &DataService,
     filter: Filter,
+    request: Option<RequestId>,
     until: Instant,
 ) -> Result<Written, Status> {
     filter.check().map_err(input_error)?;
-    if !shard.is_leader() {
-        return Err(write_error(WriteError::NotLeader { leader: shard.leader().map(|leader| leader.node) }));
-    }
-    // What was acknowledged before this call must be seen by it.
-    let index = shard
-        .prove_leadership(until)
-        .await
-        .map_err(|error| refusal(Code::Unavailable, "not_proposed", error.to_string()))?;
-    shard
-        .wait_applied(index, until)
-        .await
-        .map_err(|error| refusal(Code::Unavailable, "not_proposed", error.to_string()))?;
+    // Applied here too once it is answered, with everything that was acknowledged before.
+    let begun = shard.write(Command::BeginDelete, request, until).await.map_err(write_error)?;
+    let Reply::Begun { at: begun, .. } = begun.reply else { return Ok(begun) };
     let bytes = encode_filter(&filter);
-    let (mut after, mut last, mut removed): (Option<PointId>, u64, u64) = (None, index, 0);
-    let mut version = None;
+    let (mut after, mut removed, mut parts): (Option<PointId>, u64, u64) = (None, 0, 0);
     loop {
         let (filter, from) = (filter.clone(), after.clone());
         let found = service
@@ -295,30 +290,26 @@ async fn delete_by_filter(
                 Ok(body.index.matching(&filter, from.as_ref(), DELETE_CHUNK, &|id| body.payload(id)))
             })
             .await?;
-        let Some(end) = found.last().cloned() else { break };
-        let command = Command::DeleteIf { ids: found, filter: bytes.clone() };
-        let written = shard.write(command, None, until).await.map_err(|error| match error {
-            // Earlier chunks may be done.
-            WriteError::NotLeader { .. } | WriteError::NotProposed(_) if removed > 0 => {
-                write_error(WriteError::Unknown(format!(
-                    "{removed} points were deleted, then the leader changed; send the request again"
-                )))
-            }
+        let last = found.len() < DELETE_CHUNK;
+        after = found.last().cloned().or(after);
+        let command = Command::DeleteIf { ids: found, filter: bytes.clone(), begun, last };
+        let mut written = shard.write(command, request, until).await.map_err(|error| match error {
+            WriteError::NotLeader { .. } | WriteError::NotProposed(_) if parts > 0 => write_error(WriteError::Unknown(
+                format!("{parts} parts of the points were judged, then the leader changed; send the request again"),
+            )),
             error => write_error(error),
         })?;
-        if let Reply::Written { removed: count, version: at, .. } = written.reply {
-            removed += count;
-            version = Some(at);
+        parts += 1;
+        match &mut written.reply {
+            // Without a request id the shard does not add up the parts.
+            Reply::Begun { removed: now, .. } if !last => removed = *now + if request.is_none() { removed } else { 0 },
+            Reply::Written { removed: now, .. } => {
+                *now += if request.is_none() { removed } else { 0 };
+                return Ok(written);
+            }
+            other => return Err(Status::internal(format!("a part of a deletion was answered {other:?}"))),
         }
-        last = written.index;
-        after = Some(end);
     }
-    let version = version.unwrap_or_default();
-    Ok(Written {
-        index: last,
-        reply: Reply::Written { applied: 0, removed, outcomes: Vec::new(), version },
-        repeated: false,
-    })
 }
 
 fn write_reply(shard: ShardId, written: Written) -> Result<wire::NodeWriteReply, Status> {
@@ -336,6 +327,7 @@ fn write_reply(shard: ShardId, written: Written) -> Result<wire::NodeWriteReply,
         }
         Reply::Session { ttl_ms } => reply.session_ttl_ms = ttl_ms,
         Reply::Done => {}
+        Reply::Begun { .. } => return Err(Status::internal("a deletion was answered before it ended")),
         Reply::Refused(refused) => return Err(write_error(WriteError::Refused(refused))),
     }
     Ok(reply)
@@ -488,7 +480,7 @@ impl NodeData for DataService {
         let written = if let Op::DeleteByFilter(delete) = op {
             let filter = delete.filter.ok_or_else(|| invalid("filter", "is missing"))?;
             let filter = Filter::try_from(filter).map_err(|error| decode_error(error.within("filter")))?;
-            delete_by_filter(&shard, self, filter, until).await?
+            delete_by_filter(&shard, self, filter, request_id, until).await?
         } else {
             let command = command(op, &spec)?;
             shard.write(command, request_id, until).await.map_err(write_error)?

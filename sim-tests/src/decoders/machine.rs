@@ -173,7 +173,8 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
             precondition: Some(Precondition::IfVersion(version)),
         },
         Command::Delete { ids: ids(), precondition: None },
-        Command::DeleteIf { ids: ids(), filter },
+        Command::BeginDelete,
+        Command::DeleteIf { ids: ids(), filter, begun: version, last: false },
         Command::ReplaceGroup {
             routing_key: "a".to_owned(),
             separator: "#".to_owned(),
@@ -189,6 +190,7 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
         Reply::Written { applied: 2, removed: 1, outcomes: vec![(1, Outcome::AlreadyExists(version))], version },
         Reply::Session { ttl_ms: 3_600_000 },
         Reply::Done,
+        Reply::Begun { at: version, removed: 3 },
         Reply::Refused(Refusal::Invalid { field: "points".to_owned(), reason: "no".to_owned() }),
         Reply::Refused(Refusal::Settled { seq: 3 }),
     ];

@@ -13,8 +13,9 @@
 //! - one order for everything: votes and entries reach the disk in the order in which they were accepted;
 //! - nobody is told that something is durable before its sync has returned. After a failed write or sync nothing is
 //!   written any more and nothing retried: [`SharedLog::failed`] resolves, and the process must end;
-//! - every batch begins with a mark that says up to where everything was synced when it was written; so a torn tail, which a
-//!   crash may leave, is told from damage, which nothing may leave;
+//! - behind every batch, once it is synced, a mark says up to where everything is; so a torn tail, which a crash may
+//!   leave, is told from damage, which nothing may leave. The mark is in memory until the next sync: where the power fails
+//!   right then *and* the newest batch is damaged, that is taken for a torn tail;
 //! - truncation and purging are frames; files are removed oldest first once no group needs an entry in them. Every file
 //!   opens with all groups' votes, purge marks and committed ids, so only entries keep a file. A group that keeps the
 //!   oldest one while the log is over its budget is named by [`SharedLog::pinning`]; its owner must snapshot and purge.
@@ -312,7 +313,7 @@ async fn write(log: Arc<Inner>, mut writer: Writer) {
             log.wake.notified().await;
             continue;
         }
-        // At the end an empty batch: its mark says that the one before was synced.
+        // At the end an empty batch: it makes the last mark durable.
         let ending = jobs.is_empty();
         let (back, jobs, result) = log
             .compute

@@ -399,7 +399,7 @@ async fn closed_log() -> (FaultMedium, Model) {
             log.blocking_append([entry(round, 2 * round, 50), entry(round, 2 * round + 1, 0)]).await.unwrap();
         }
     }
-    // In the last file something that the mark of the end confirms.
+    // In the last file something that a mark confirms.
     for term in 7.. {
         if (300..SMALL.file_bytes as usize).contains(&last_len(&medium)) {
             break;
@@ -442,6 +442,30 @@ fn any_byte_that_turns_over_is_damage_except_in_the_last_mark() {
             }
         }
         assert!(refused > 1000, "{refused}");
+    });
+}
+
+#[test]
+fn damage_to_the_newest_batch_is_no_torn_tail_where_only_the_process_ended() {
+    run(async {
+        let medium = FaultMedium::default();
+        let log = open(&medium, LogSettings { file_bytes: 1 << 20, ..SMALL }).await.unwrap();
+        let mut group = log.group(ShardId(1));
+        group.blocking_append([entry(1, 0, 50)]).await.unwrap();
+        let before = last_len(&medium);
+        group.blocking_append([entry(1, 1, 50)]).await.unwrap();
+        let path = dir().join(medium.list(&dir()).unwrap().pop().unwrap());
+        let after = last_len(&medium);
+        for offset in before..after - 50 {
+            let image = medium.copy();
+            image.flip(&path, offset, 4);
+            let outcome = open(&image, SMALL).await;
+            assert!(matches!(outcome, Err(LogError::Damaged { .. })), "{offset} of {before}..{after}: {outcome:?}");
+        }
+        // The machine ended too, before the mark was on the disk: then there is nothing behind the batch to go by.
+        let image = medium.copy();
+        image.truncate(&path, after as u64 - 50).unwrap();
+        assert_eq!(observe(&open(&image, SMALL).await.unwrap()).await, observe(&log).await);
     });
 }
 

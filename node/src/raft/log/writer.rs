@@ -104,8 +104,6 @@ pub(super) struct Writer {
     file: Option<Box<dyn AppendFile>>,
     /// The file written to.
     seq: u64,
-    /// File and offset up to which everything is durable.
-    synced: (u64, u64),
     /// Length of each file.
     files: BTreeMap<u64, u64>,
     groups: BTreeMap<ShardId, Written>,
@@ -137,7 +135,6 @@ impl Writer {
             file_bytes,
             file: None,
             seq: recovered.files.keys().next_back().copied().unwrap_or(0),
-            synced: recovered.files.iter().next_back().map_or((0, 0), |(seq, len)| (*seq, *len)),
             files: recovered.files.clone(),
             groups: groups.collect(),
         };
@@ -146,21 +143,22 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Makes the jobs durable, in their order: one append, one sync. After an error nothing may be written any more.
+    /// Makes the jobs durable, in their order: one append, one sync. Behind them goes a mark that says so, itself not
+    /// synced: unless the power fails right then, damage to the newest batch is told from a torn tail too. After an error
+    /// nothing may be written any more.
     pub(super) fn write(&mut self, jobs: &[Job]) -> io::Result<Vec<Placed>> {
         let mut out = Vec::new();
         let mut base = self.files.get(&self.seq).copied().unwrap_or(0);
         let new = self.file.is_none() || base >= self.file_bytes;
         if new {
+            if let Some(full) = &mut self.file {
+                // Only the last file may end badly, and its last mark may be in memory only.
+                full.sync()?;
+            }
             self.seq += 1;
             self.file = Some(self.medium.open_append(&path_of(&self.dir, self.seq))?);
             base = 0;
             frame::put_header(self.seq, &mut out);
-        }
-        let (synced_seq, synced_offset) = self.synced;
-        let mark = Mark { seq: self.seq, offset: base + out.len() as u64, synced_seq, synced_offset };
-        frame::put_frame(ShardId::META, Kind::Mark, &mark, &mut out);
-        if new {
             frame::put_frame(ShardId::META, Kind::State, &self.states(), &mut out);
         }
         let placed = self.put_jobs(jobs, base, &mut out);
@@ -173,9 +171,12 @@ impl Writer {
         if new {
             self.medium.sync_dir(&self.dir)?;
         }
-        let len = base + out.len() as u64;
-        self.files.insert(self.seq, len);
-        self.synced = (self.seq, len);
+        let synced = base + out.len() as u64;
+        let mark = Mark { seq: self.seq, offset: synced, synced_seq: self.seq, synced_offset: synced };
+        out.clear();
+        frame::put_frame(ShardId::META, Kind::Mark, &mark, &mut out);
+        file.append(&out)?;
+        self.files.insert(self.seq, synced + out.len() as u64);
         Ok(placed)
     }
 
