@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use nearring_node::identity;
+use nearring_node::index::GRAPH_FROM;
 use nearring_node::node::NodeBuilder;
 use nearring_node::settings::{Limits, RaftSettings, Settings};
 use nearring_proto::ids::NodeId;
@@ -51,6 +52,9 @@ struct Arguments {
     /// Size of the log at which shards must snapshot.
     #[arg(long, env = "NEARRING_LOG_BYTES", default_value_t = Limits::default().log_bytes)]
     log_bytes: u64,
+    /// Members from which on a segment that this node builds gets a graph; smaller ones are read whole.
+    #[arg(long, env = "NEARRING_GRAPH_FROM", default_value_t = GRAPH_FROM)]
+    graph_from: usize,
     /// How often a leader shows itself, in milliseconds. The same on all nodes.
     #[arg(long, env = "NEARRING_HEARTBEAT_MS", default_value_t = millis(RaftSettings::default().heartbeat))]
     heartbeat_ms: u64,
@@ -96,6 +100,7 @@ impl Arguments {
             disk_reserve_bytes: self.disk_reserve_bytes,
             log_bytes: self.log_bytes,
         };
+        settings.graph_from = self.graph_from;
         let ms = Duration::from_millis;
         settings.raft = RaftSettings {
             heartbeat: ms(self.heartbeat_ms),

@@ -7,6 +7,8 @@ use nearring_proto::collection::InvalidInput;
 use nearring_proto::ids::NodeId;
 use nearring_proto::wire::is_host_port;
 
+use crate::index::GRAPH_FROM;
+
 /// Everything a node needs to know before it can start. [`Settings::check`] before use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -24,6 +26,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Timing of every Raft group.
     pub raft: RaftSettings,
+    /// Members from which on a segment that this node builds gets a graph; smaller ones are read whole.
+    pub graph_from: usize,
 }
 
 /// Bounds that protect the process. Over one, a caller gets `RESOURCE_EXHAUSTED`.
@@ -81,6 +85,7 @@ impl Settings {
             zone: String::new(),
             limits: Limits::default(),
             raft: RaftSettings::default(),
+            graph_from: GRAPH_FROM,
         }
     }
 

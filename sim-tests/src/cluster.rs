@@ -75,6 +75,8 @@ pub struct Config {
     pub faults_for: Duration,
     /// One fault about every so often.
     pub fault_every: Duration,
+    /// Members from which on a segment gets a graph.
+    pub graph_from: usize,
     /// What every node's disk does wrong, beside what the faults do to it.
     pub disk: Faults,
     /// Faults, by number, that are left out: for shrinking a failure.
@@ -107,6 +109,8 @@ impl Config {
             },
             faults_for: Duration::from_secs(30),
             fault_every: Duration::from_millis(2500),
+            // With graphs, without, and both as segments grow.
+            graph_from: [2, 6, usize::MAX].choose(&mut rng).copied().unwrap_or(2),
             disk: Faults { torn_blocks: true, ..Faults::default() },
             skipped_faults: BTreeSet::new(),
             skipped_steps: BTreeSet::new(),
@@ -277,7 +281,7 @@ impl<'a> Cluster<'a> {
             disk.set_faults(config.disk);
             let knobs = injector.knobs.entry(Host::Node(node)).or_default();
             disk.attach(knobs);
-            add_node(&mut sim, node, rng.random(), seeds.clone(), &disk, &skew, knobs, &shared);
+            add_node(&mut sim, node, rng.random(), seeds.clone(), config.graph_from, &disk, &skew, knobs, &shared);
             disks.insert(node, disk);
             skews.insert(node, skew);
         }
@@ -378,6 +382,7 @@ fn add_node(
     node: u64,
     seed: u64,
     seeds: Vec<(NodeId, String)>,
+    graph_from: usize,
     disk: &SimDisk,
     skew: &Arc<AtomicI64>,
     knobs: &Knobs,
@@ -392,6 +397,7 @@ fn add_node(
         let mut settings = nearring_node::settings::Settings::new(NodeId(node), DATA_DIR, address(host), seeds);
         settings.limits.log_bytes = 2 << 20; // two files, so that snapshots are taken
         settings.limits.disk_reserve_bytes = 1 << 20;
+        settings.graph_from = graph_from;
         let clock = clock(skew);
         async move {
             let incoming = net::listen(NODE_PORT, &knobs).await?;

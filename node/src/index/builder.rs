@@ -8,7 +8,7 @@ use super::segment::{FLAG_GRAPH, FOOTER, FORMAT, HEADER, MAGIC, MAGIC_END, SealW
 use super::segment::{metric_tag, scalar_tag};
 use nearring_proto::collection::IndexSpec;
 
-/// Members from which on a segment gets a graph. Below, reading every row is as fast as walking.
+/// Members from which on a segment gets a graph where nothing else is said. Below, reading every row is as fast as walking.
 pub const GRAPH_FROM: usize = 2_000;
 
 /// Why a seal did not become a file. The shard gives the seal up and its members stay where they are.
@@ -38,7 +38,7 @@ pub enum BuildError {
 }
 
 impl Segment {
-    /// Builds the file. Takes seconds of CPU for tens of thousands of members and one thread.
+    /// Builds the file, with a graph from [`GRAPH_FROM`] members on. Takes seconds of CPU for tens of thousands of members and one thread.
     ///
     /// # Errors
     /// [`BuildError`].
@@ -46,8 +46,11 @@ impl Segment {
         Self::build_with(work, GRAPH_FROM)
     }
 
-    /// With a graph from so many members on.
-    pub(super) fn build_with(work: &SealWork, graph_from: usize) -> Result<Vec<u8>, BuildError> {
+    /// As [`Segment::build`], with a graph from so many members on.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build_with(work: &SealWork, graph_from: usize) -> Result<Vec<u8>, BuildError> {
         let refuse = |reason: &str| BuildError::Members { segment: work.segment, reason: reason.to_owned() };
         let dimension = work.spec.dimension as usize;
         if work.members.iter().any(|member| member.values().len() != dimension) {

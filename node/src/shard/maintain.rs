@@ -283,7 +283,9 @@ async fn try_build_and_install(shard: &Arc<Shard>, work: SealWork) -> Result<(),
     let segment = work.segment;
     let (ctx, state) = (&shard.ctx, &shard.state);
     let text = |error: io::Error| error.to_string();
-    let file = ctx.compute.build(move || Segment::build(&work)).await.map_err(|error| error.to_string())?;
+    let graph_from = ctx.settings.graph_from;
+    let file =
+        ctx.compute.build(move || Segment::build_with(&work, graph_from)).await.map_err(|error| error.to_string())?;
     let written = {
         let (medium, state) = (ctx.medium.clone(), state.clone());
         ctx.compute.io(move || write_segment(medium.as_ref(), &state, segment, &file)).await.map_err(text)?
