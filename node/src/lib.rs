@@ -2,7 +2,7 @@
 //!
 //! [`node`] puts the parts together. [`medium`], [`compute`] and [`clock`] are the seams through which a node reaches disk,
 //! processor and wall time, and which a simulator fills with its own. Who the node is and how it finds its cluster:
-//! [`identity`], [`bootstrap`], [`meta`]. [`shards`] runs the replicas that the placement table gives it; one of them is
+//! [`identity`], [`bootstrap`], [`meta`], [`renewal`]. [`shards`] runs the replicas that the placement table gives it; one of them is
 //! [`shard`]: [`raft`] orders its entries, [`machine`] says what an entry does, [`store`] keeps the points, [`index`] finds
 //! them by vector and [`payload_index`] by payload. [`rpc`] answers routers and other nodes; [`admission`] bounds what is
 //! under way; [`settings`] is what a node is started with.
@@ -20,6 +20,7 @@ pub mod meta;
 pub mod node;
 pub mod payload_index;
 pub mod raft;
+pub mod renewal;
 pub mod rpc;
 pub mod settings;
 pub mod shard;

@@ -34,8 +34,9 @@ use nearring_proto::WIRE_FORMAT;
 use nearring_proto::collection::InvalidInput;
 use nearring_proto::convert::check_format;
 use nearring_proto::ids::{ClusterId, NodeId, ReplicaId, ShardId};
-use nearring_proto::placement::table::{Node, Rejected};
+use nearring_proto::placement::table::{Node, Rejected, Table};
 use nearring_proto::position::Position;
+use nearring_proto::wire::node_data_client::NodeDataClient;
 use nearring_proto::wire::node_data_server::NodeDataServer;
 use nearring_proto::wire::{self, Dial};
 use openraft::BasicNode;
@@ -62,6 +63,7 @@ use crate::raft::group::{Group, SnapshotFile};
 use crate::raft::log::{LogError, LogSettings, SharedLog};
 use crate::raft::peers::Peers;
 use crate::raft::{self, Raft};
+use crate::renewal;
 use crate::rpc::data::{DataService, refusal};
 use crate::rpc::meta::malformed;
 use crate::rpc::peer::{Host, PeerService};
@@ -74,6 +76,8 @@ use crate::store::EngineKind;
 const BOOTSTRAP_RETRY: Duration = Duration::from_millis(300);
 /// How often disk and log are looked at.
 const WATCH_TICK: Duration = Duration::from_secs(1);
+/// How often it is looked whether a replica has lost its data, and how long the others may take to answer then.
+const RENEWAL_TICK: Duration = Duration::from_secs(2);
 /// How long stopping may take before the node just ends.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long open connections may take to end.
@@ -123,6 +127,9 @@ pub enum NodeError {
         "the clock stands behind that of the node's earlier life; a later life was written down, start the node again"
     )]
     ClockBehind,
+    /// A replica has lost data, and the node goes on as somebody else, who is given it anew.
+    #[error("a replica of this node has lost its data; a later life was written down, start the node again")]
+    DataLost,
     /// The server ended.
     #[error("the server ended: {0}")]
     Server(String),
@@ -488,10 +495,12 @@ impl Running {
         let service = DataService::new(shards.clone(), host.clone() as Arc<dyn StatusSource>);
         let service = NodeDataServer::new(service);
         self.gate.open(service.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES));
+        let anew = identity.clone();
         tokio::select! {
             error = self.keep_joined(&mut identity, fresh) => Err(error),
             error = ending(member.as_ref()) => Err(error),
             never = self.watch(&shards) => match never {},
+            error = self.begin_anew(&shards, anew) => Err(error),
             never = self.forget_minting(minting) => match never {},
         }
     }
@@ -587,6 +596,45 @@ impl Running {
             Err(rejected) => NodeError::Refused(rejected),
             Ok(()) => future::pending().await,
         }
+    }
+
+    /// Ends this life where one of its replicas has lost data, as soon as the others can do without it.
+    async fn begin_anew(&self, shards: &Shards, mut identity: Identity) -> NodeError {
+        let mut reported = String::new();
+        loop {
+            sleep(RENEWAL_TICK).await;
+            if !shards.has_lost_data() {
+                continue;
+            }
+            let table = self.host.meta.table().borrow().clone();
+            let meta: Vec<ReplicaId> = self.host.meta.voters().into_iter().map(|(id, _)| id).collect();
+            let statuses = self.others(&table).await;
+            match renewal::dispensable(identity.replica(), &table, &meta, &statuses) {
+                Ok(()) => {
+                    return match self.builder.renew(&mut identity).await {
+                        Ok(()) => NodeError::DataLost,
+                        Err(error) => error,
+                    };
+                }
+                Err(reason) if reported != reason => {
+                    tracing::error!(reason, "a replica has lost its data, and the node cannot begin a new life yet");
+                    reported = reason;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// What the other nodes say of themselves; who does not answer is left out.
+    async fn others(&self, table: &Table) -> BTreeMap<NodeId, wire::NodeStatus> {
+        let others = table.nodes.values().filter(|node| node.id != self.host.node.id);
+        let asked = others.map(|node| async move {
+            let mut client = NodeDataClient::new((self.builder.dial)(&node.address));
+            let request = wire::NodeStatusRequest { format: WIRE_FORMAT, brief: true };
+            let answer = timeout(RENEWAL_TICK, client.status(request)).await;
+            Some((node.id, answer.ok()?.ok()?.into_inner()))
+        });
+        future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     async fn look_at_disk(&self) {

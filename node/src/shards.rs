@@ -10,6 +10,7 @@
 //! This is the only place that starts or stops a shard.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::raft::group::{Group, SnapshotFile};
 use crate::raft::log::SharedLog;
 use crate::raft::peers::Peers;
 use crate::settings::Settings;
+use crate::shard::state::DataLost;
 use crate::shard::{Shard, files};
 use crate::store::EngineKind;
 
@@ -73,6 +75,7 @@ struct Inner {
     ctx: Arc<NodeContext>,
     running: RwLock<BTreeMap<ShardId, Arc<Shard>>>,
     failed: RwLock<BTreeMap<ShardId, String>>,
+    lost: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -90,6 +93,7 @@ impl Shards {
             ctx: Arc::new(ctx),
             running: RwLock::default(),
             failed: RwLock::default(),
+            lost: AtomicBool::new(false),
             stop: CancellationToken::new(),
         };
         let shards = Self { inner: Arc::new(inner) };
@@ -108,6 +112,11 @@ impl Shards {
     /// A running replica.
     pub fn get(&self, shard: ShardId) -> Option<Arc<Shard>> {
         self.inner.running.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+    }
+
+    /// Whether a replica of this life has lost data.
+    pub fn has_lost_data(&self) -> bool {
+        self.inner.lost.load(Ordering::Relaxed)
     }
 
     /// Every running replica, by id.
@@ -228,6 +237,9 @@ impl Shards {
             }
             Err(error) => {
                 tracing::error!(%shard, %error, "a shard cannot be started here");
+                if error.get_ref().is_some_and(|inner| inner.is::<DataLost>()) {
+                    self.inner.lost.store(true, Ordering::Relaxed);
+                }
                 let mut failed = self.inner.failed.write().unwrap_or_else(PoisonError::into_inner);
                 failed.insert(shard, error.to_string());
             }

@@ -114,12 +114,25 @@ fn invalid(error: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
+/// Neither snapshot nor log holds the state: the replica has lost data, and must come back under a new incarnation.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "shard {shard}: the log begins after entry {purged} and no readable snapshot reaches it; this replica's data is lost. \
+     The node begins a new life by itself once the other replicas of all its shards run. Where they never will: stop it, \
+     remove its data directory and start it again, which gives up what its other replicas hold"
+)]
+pub struct DataLost {
+    /// Whose.
+    pub shard: ShardId,
+    /// The last entry that is gone from the log.
+    pub purged: u64,
+}
+
 impl ShardState {
     /// Opens what is on disk. `last_durable` is the last log entry known to be synced, `purged` the last one gone.
     ///
     /// # Errors
-    /// Of the medium; and `InvalidData` where neither snapshot nor log holds the state: then this replica has lost data and
-    /// must come back under a new incarnation.
+    /// Of the medium; and `InvalidData` with [`DataLost`] inside.
     pub fn open(
         medium: Arc<dyn Medium>,
         engine: EngineKind,
@@ -143,11 +156,8 @@ impl ShardState {
         let snapshot_at = snapshot.as_ref().and_then(|(_, snapshot)| snapshot.machine().meta.applied);
         let index_of = |log_id: Option<LogId>| log_id.map_or(0, |log_id| log_id.index);
         if index_of(purged) > index_of(snapshot_at) {
-            return Err(invalid(format!(
-                "shard {shard}: the log begins after entry {} and no readable snapshot reaches it; this replica's data is \
-                 lost. Stop the node, remove its data directory and start it again: it comes back as a new replica",
-                index_of(purged)
-            )));
+            let lost = DataLost { shard, purged: index_of(purged) };
+            return Err(io::Error::new(io::ErrorKind::InvalidData, lost));
         }
         let local = local_segments(medium.as_ref(), &segments_dir)?;
 
