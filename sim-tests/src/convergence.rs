@@ -57,7 +57,8 @@ pub async fn converge(worker: &Worker, nodes: usize) {
         asked.note("count of a group", worker.count(Some(group), ReadLevel::Linearizable).await.is_some());
     }
     for exact in [true, false] {
-        let search = SearchFor { query: 1, exact, group: None, level: ReadLevel::Linearizable, replica: 0 };
+        let search =
+            SearchFor { query: 1, exact, group: None, level: ReadLevel::Linearizable, replica: 0, limit: None };
         let complete = |look: Option<crate::history::Look>| {
             look.is_some_and(|look| look.shards.len() == worker.homes.shards().len())
         };

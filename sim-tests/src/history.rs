@@ -61,6 +61,8 @@ pub enum Kind {
     Search(u64, bool),
     /// Only how many there are.
     Count,
+    /// A search for so many hits, by the vector of this value.
+    Nearest(u64, u32),
 }
 
 /// Where a shard was read.
@@ -111,6 +113,8 @@ pub struct Look {
     pub count: u64,
     /// The hits in order, with the bits of their scores: searches only.
     pub hits: Vec<(Key, u32)>,
+    /// Of a search that brought as many hits as it asked for, the last one's distance: only what is nearer had to be found.
+    pub farthest: Option<f32>,
 }
 
 /// Something wrong, and what shows it.

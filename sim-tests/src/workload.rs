@@ -104,7 +104,7 @@ fn key_of(id: &PointId) -> Option<Key> {
 }
 
 /// The vector that is written with a value; the value can be read off it.
-fn vector(value: Value) -> Vec<f32> {
+pub(crate) fn vector(value: Value) -> Vec<f32> {
     let rest = (2..DIMENSION as u64).map(|at| value.wrapping_mul(2 * at + 3) % 251);
     [value % BASE, value / BASE].into_iter().chain(rest).map(|component| component as f32).collect()
 }
@@ -383,6 +383,7 @@ impl Worker {
             group: rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS)),
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
+            limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
         }
     }
 
@@ -629,6 +630,7 @@ impl Worker {
             count: found.len() as u64,
             found,
             hits: Vec::new(),
+            farthest: None,
         }
     }
 
@@ -644,15 +646,15 @@ impl Worker {
         self.history.saw(look, reads);
     }
 
-    /// Searches for more points than there are, so that all must be found; `None` where there was no answer.
+    /// Searches for some points, or for more than there are, so that all must be found; `None` where there was no answer.
     pub async fn search(&self, wanted: SearchFor) -> Option<Look> {
-        let SearchFor { query, exact, group, level, replica } = wanted;
+        let SearchFor { query, exact, group, level, replica, limit } = wanted;
         let asked = self.history.look(self.number, format_args!("searches {wanted:?}"));
         let request = wire::SearchRequest {
             collection: COLLECTION.to_owned(),
             query: Some(wire::SearchQuery {
                 vector: vector(query),
-                limit: u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10),
+                limit: limit.unwrap_or(u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10)),
                 filter: group.map(in_group),
                 exact,
                 with_payload: true,
@@ -707,11 +709,16 @@ impl Worker {
             self.history.complain("a named replica answers", format_args!("{shard} by {at:?}, asked was {replica}"));
         }
         let homes = |key: &Key| shards.contains_key(&self.homes.of(*key));
-        let reads: Vec<Key> = (0..self.load.keys).filter(homes).collect();
+        // With as many hits as were asked for, nothing is said of what was not found, but that it is not nearer.
+        let farthest = limit.filter(|limit| reply.hits.len() >= *limit as usize).and(reply.hits.last());
+        let farthest = farthest.map(|hit| hit.score);
+        let keys: Vec<Key> = (0..self.load.keys).filter(|key| farthest.is_none() || found.contains_key(key)).collect();
+        let reads: Vec<Key> = keys.iter().copied().filter(homes).collect();
         let reads = if wrong.is_empty() { reads } else { Vec::new() };
-        let look = Look { hits, ..self.look(Kind::Search(query, exact), level, group, asked, shards, found) };
+        let kind = limit.map_or(Kind::Search(query, exact), |limit| Kind::Nearest(query, limit));
+        let look = Look { hits, ..self.look(kind, level, group, asked, shards, found) };
         // An approximate search through a filter may miss what an exact one finds; it is judged where it is exact.
-        let look = Look { keys: Some((0..self.load.keys).collect()), ..look };
+        let look = Look { keys: Some(keys), farthest, ..look };
         self.note_look(look.clone(), wrong, &reads);
         Some(look)
     }
@@ -803,6 +810,8 @@ pub struct SearchFor {
     pub level: ReadLevel,
     /// Only on this node's replicas; 0 = any.
     pub replica: u64,
+    /// So many hits; `None` = more than there are points.
+    pub limit: Option<u32>,
 }
 
 /// How many points and chunks a look stands for.
@@ -831,7 +840,7 @@ fn draw_level(rng: &mut SmallRng, linearizable: f64) -> ReadLevel {
     }
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
 

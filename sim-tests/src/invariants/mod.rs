@@ -148,6 +148,7 @@ mod testing {
             found: found.into_iter().collect::<BTreeMap<Key, Found>>(),
             count: 0,
             hits: Vec::new(),
+            farthest: None,
         }
     }
 

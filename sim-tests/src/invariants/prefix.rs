@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 use nearring_proto::ids::ShardId;
 
 use super::{Evidence, Known, covers, may_remove};
-use crate::history::{Look, Operation, Violation};
-use crate::model::{Group, Key, Op, Outcome, Seen};
+use crate::history::{Kind, Look, Operation, Violation};
+use crate::model::{DOCUMENTS, Group, Key, Op, Outcome, Seen, Value};
+use crate::workload::{distance, vector};
 
 /// The property.
 const PROPERTY: &str = "an answer is the log's prefix at the position it names";
@@ -52,11 +53,13 @@ struct Interval {
     by: String,
 }
 
-/// A point seen to be absent, or outside of a group.
+/// A point seen to be absent, or outside of a group, or not among the nearest.
 #[derive(Debug)]
 struct Absence {
     at: u64,
     group: Option<Group>,
+    /// Absent only as something nearer than this to the vector of this value.
+    nearer: Option<(Value, f32)>,
     answered: u64,
     by: String,
 }
@@ -73,14 +76,21 @@ type Wrong<'a> = &'a mut dyn FnMut(String);
 impl Sightings {
     fn new(evidence: &Evidence<'_>, key: Key, shard: ShardId, wrong: Wrong<'_>) -> Self {
         let (mut there, mut absent) = (BTreeMap::<u64, Interval>::new(), Vec::new());
-        for look in evidence.looks.iter().filter(|look| covers(look, key, shard)) {
+        for look in evidence.looks {
+            let nearer = match (look.kind, look.farthest) {
+                (Kind::Nearest(query, _), Some(farthest)) if key < DOCUMENTS => Some((query, farthest)),
+                _ => None,
+            };
+            if !covers(look, key, shard) && nearer.is_none() {
+                continue;
+            }
             let Some(low) = look.shards.get(&shard).map(|at| at.index) else { continue };
             let high = look.upto.get(&shard).copied().unwrap_or(low);
             let by = describe(look);
             let Some(found) = look.found.get(&key) else {
                 // Pages of a scroll that were read at different positions may have missed it in between.
                 if low == high {
-                    absent.push(Absence { at: low, group: look.group, answered: look.answered, by });
+                    absent.push(Absence { at: low, group: look.group, nearer, answered: look.answered, by });
                 }
                 continue;
             };
@@ -116,6 +126,10 @@ impl Sightings {
             if let Some((version, there)) = self.there.range(..=absence.at).next_back()
                 && there.upto >= absence.at
                 && absence.group.is_none_or(|group| there.seen.is_in(group))
+                && absence.nearer.is_none_or(|(query, farthest)| {
+                    // Scores are rounded; what is as far may be left out.
+                    distance(&vector(query), &vector(there.seen.vector)) < farthest * (1.0 - 1e-4)
+                })
             {
                 wrong(format!(
                     "missing at {} in {}, but {:?} of version {version} is there up to {} in {}",
@@ -139,7 +153,11 @@ impl Sightings {
         if may_remove(write) {
             return;
         }
-        for absence in self.absent.iter().filter(|absence| absence.at >= upto && absence.group.is_none()) {
+        for absence in self
+            .absent
+            .iter()
+            .filter(|absence| absence.at >= upto && absence.group.is_none() && absence.nearer.is_none())
+        {
             // What is seen later may have come back; what matters is whether it may have gone.
             let removed = |other: &&&Operation| {
                 may_remove(other)
@@ -185,6 +203,7 @@ impl Window {
 mod tests {
     use super::super::testing::{done, judged, op, sight};
     use super::*;
+    use crate::model::group_of;
 
     fn wrong(operations: &[Operation], looks: &[Look]) -> Vec<String> {
         judged(violations, operations, looks)
@@ -222,6 +241,23 @@ mod tests {
             let said = wrong(operations, &looks);
             assert!(said.iter().any(|what| what.contains(expected)), "{expected}: {said:?}");
         }
+    }
+
+    #[test]
+    fn what_is_nearer_than_the_last_hit_must_be_among_them() {
+        let there = sight(3, 12, Some((5, 10)));
+        let nearest = |farthest: f32| Look {
+            kind: Kind::Nearest(4, 1),
+            keys: Some(Vec::new()),
+            farthest: Some(farthest),
+            ..sight(5, 11, None)
+        };
+        let far = distance(&vector(4), &vector(5));
+        assert_eq!(wrong(&[], &[there.clone(), nearest(far * 0.9)]), Vec::<String>::new());
+        assert_eq!(wrong(&[], &[there.clone(), nearest(far * 1.1)]).len(), 1);
+        let of_group = |group| Look { group: Some(group), ..nearest(far * 1.1) };
+        assert_eq!(wrong(&[], &[there.clone(), of_group(group_of(5))]).len(), 1);
+        assert_eq!(wrong(&[], &[there, of_group(group_of(5) + 1)]), Vec::<String>::new());
     }
 
     #[test]
