@@ -28,6 +28,9 @@ use tokio::sync::Notify;
 
 use crate::entropy;
 
+/// The longest that one piece of file work takes on a slow disk, before and again after it.
+const HANGS_AT_MOST: Duration = Duration::from_secs(5);
+
 /// How often each thing was done to somebody, by name.
 pub type Counts = BTreeMap<&'static str, u64>;
 
@@ -169,7 +172,8 @@ impl Knobs {
         if lane == Lane::Io
             && let Some(factor) = state.io_factor
         {
-            takes *= factor;
+            // What hangs for longer is a disk that has failed, and it would hang on behind the end of the fault.
+            takes = (takes * factor).min(HANGS_AT_MOST);
             *state.counts.entry("slow file work").or_default() += 1;
         }
         if let Some(until) = state.stopped_until {
@@ -260,6 +264,7 @@ mod tests {
             entropy::set_elapsed(millis(1000));
             knobs.slow_io(Some(20));
             assert_eq!([Lane::Cpu, Lane::Io].map(|lane| knobs.work(lane, millis(2))), [millis(2), millis(40)]);
+            assert_eq!(knobs.work(Lane::Io, millis(400)), HANGS_AT_MOST);
             knobs.slow_io(None);
             knobs.stop(Some(millis(3000)));
             assert_eq!(knobs.work(Lane::Io, millis(2)), millis(2002));
