@@ -76,6 +76,8 @@ use crate::store::EngineKind;
 const BOOTSTRAP_RETRY: Duration = Duration::from_millis(300);
 /// How often disk and log are looked at.
 const WATCH_TICK: Duration = Duration::from_secs(1);
+/// How often it is looked whether earlier lives left anything that is of no use any more.
+const FORGET_TICK: Duration = Duration::from_secs(10);
 /// How often it is looked whether a replica has lost its data, and how long the others may take to answer then.
 const RENEWAL_TICK: Duration = Duration::from_secs(2);
 /// How long stopping may take before the node just ends.
@@ -495,12 +497,13 @@ impl Running {
         let service = DataService::new(shards.clone(), host.clone() as Arc<dyn StatusSource>);
         let service = NodeDataServer::new(service);
         self.gate.open(service.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES));
-        let anew = identity.clone();
+        let (anew, me) = (identity.clone(), identity.replica());
         tokio::select! {
             error = self.keep_joined(&mut identity, fresh) => Err(error),
             error = ending(member.as_ref()) => Err(error),
             never = self.watch(&shards) => match never {},
             error = self.begin_anew(&shards, anew) => Err(error),
+            never = self.forget_earlier_lives(me) => match never {},
             never = self.forget_minting(minting) => match never {},
         }
     }
@@ -621,6 +624,36 @@ impl Running {
                     reported = reason;
                 }
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Removes what earlier lives left, once this one takes part in all that the node should hold.
+    async fn forget_earlier_lives(&self, me: ReplicaId) -> Infallible {
+        let dirs = [LOG, META].map(|name| self.builder.settings.data_dir.join(name));
+        let own = life_dir(Path::new(""), me);
+        loop {
+            sleep(FORGET_TICK).await;
+            let meta: Vec<ReplicaId> = self.host.meta.voters().into_iter().map(|(id, _)| id).collect();
+            let table = self.host.meta.table().borrow().clone();
+            if meta.is_empty() || !renewal::settled(me, &table, &meta, self.host.status(true).await) {
+                continue;
+            }
+            let (medium, dirs, own) = (self.builder.medium.clone(), dirs.clone(), own.clone());
+            let removed = self.builder.compute.io(move || {
+                for dir in &dirs {
+                    // A node that is no member of the meta group has none of it.
+                    let lives = if medium.exists(dir)? { medium.list(dir)? } else { Vec::new() };
+                    for life in lives.iter().filter(|life| Path::new(life) != own) {
+                        tracing::info!(path = %dir.join(life).display(), "what an earlier life left is removed");
+                        medium.remove_dir_all(&dir.join(life))?;
+                        medium.sync_dir(dir)?;
+                    }
+                }
+                Ok::<_, io::Error>(())
+            });
+            if let Err(error) = removed.await {
+                tracing::warn!(%error, "what an earlier life left cannot be removed");
             }
         }
     }

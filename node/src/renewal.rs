@@ -6,6 +6,9 @@
 //! **Rule:** a life ends by itself only while every group that it is part of has a majority without it, of replicas that
 //! run. Otherwise the replica stays stopped, which loses nothing, and an operator decides.
 //!
+//! What a life leaves behind, its log and its part of the meta group, is kept until the next one takes part in everything
+//! that the node should hold: until then it may be the last trace of it.
+//!
 //! It does not cover what cannot even be asked: a log that is damaged ends its life at the start of the node.
 use std::collections::BTreeMap;
 
@@ -36,6 +39,17 @@ pub fn dispensable(
         }
     }
     Ok(())
+}
+
+/// Whether the life `me` takes part in every group that it should: nothing that an earlier life left is of use any more.
+pub fn settled(me: ReplicaId, table: &Table, meta: &[ReplicaId], own: NodeStatus) -> bool {
+    let statuses = BTreeMap::from([(me.node, own)]);
+    let shards = table.shards.values().map(|row| (row.id, row.replicas.as_slice()));
+    // An earlier life of this node is still to be replaced.
+    let replaced = |replicas: &[ReplicaId]| !replicas.iter().any(|other| other.node == me.node && *other != me);
+    shards
+        .chain([(ShardId::META, meta)])
+        .all(|(group, replicas)| replaced(replicas) && (!replicas.contains(&me) || runs(group, me, &statuses)))
 }
 
 fn runs(group: ShardId, replica: ReplicaId, statuses: &BTreeMap<NodeId, NodeStatus>) -> bool {
@@ -98,6 +112,14 @@ mod tests {
         assert!(judge(&[(1, &[1, 2, 3]), (2, &[1, 2, 3])], halted).is_err());
         assert!(judge(&[(1, &[1, 2, 3])], [says(2, 6, &all), says(3, 5, &all)]).is_err());
         assert!(judge(&[(1, &[1, 2, 3])], [says(2, 5, &all), says(4, 5, &all)]).is_err());
+        let settled =
+            |rows: &[(u64, &[u64])], own: (NodeId, NodeStatus)| settled(life(1, 5), &table(rows), &meta, own.1);
+        assert!(settled(&[(1, &[1, 2, 3]), (2, &[2, 3])], says(1, 5, &all[..2])));
+        assert!(!settled(&[(1, &[1, 2, 3]), (2, &[1, 3])], says(1, 5, &all[..2])), "a shard is still to come");
+        assert!(!settled(&[(1, &[1])], says(1, 5, &[(0, "learner"), (1, "leader")])));
+        let mut earlier = table(&[(1, &[2, 3])]);
+        earlier.shards.values_mut().for_each(|row| row.replicas.push(life(1, 4)));
+        assert!(!super::settled(life(1, 5), &earlier, &meta, says(1, 5, &all).1));
         // Nor does the meta group go short.
         assert!(judge(&[(1, &[1, 2, 3])], [says(2, 5, &[(1, "leader")]), says(3, 5, &all)]).is_err());
     }
