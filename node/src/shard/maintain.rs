@@ -106,19 +106,23 @@ impl Upkeep {
             tracing::warn!(shard = %shard.id, error, "segment files are missing here; searches of this replica are refused");
             self.fetch_after = Instant::now() + Duration::from_millis(500);
         }
+        let mut snapshot_due = false;
         if now >= self.garbage_at {
             self.garbage_at = now + GARBAGE_EVERY;
             let (state, leads) = (shard.state.clone(), shard.is_leader());
             let tidy = move || {
                 state.check_bloat(leads);
-                state.collect_garbage()
+                state.collect_garbage().and_then(|_| state.snapshot_lacks_segments())
             };
-            if let Err(error) = shard.ctx.compute.io(tidy).await {
-                tracing::warn!(shard = %shard.id, %error, "old files could not be removed");
+            match shard.ctx.compute.io(tidy).await {
+                // What the state itself needs is fetched first; then a snapshot of it is whole.
+                Ok(lacks) => snapshot_due = lacks && shard.state.read().index.missing().is_empty(),
+                Err(error) => tracing::warn!(shard = %shard.id, %error, "old files could not be removed"),
             }
         }
         let due = SNAPSHOT_AFTER.max(shard.state.snapshot_bytes() * 2);
-        if shard.state.bytes_since_snapshot() >= due && now >= self.snapshot_after {
+        snapshot_due |= shard.state.bytes_since_snapshot() >= due && now >= self.snapshot_after;
+        if snapshot_due {
             self.snapshot_after = now + Duration::from_secs(10);
             shard.snapshot().await;
         }

@@ -511,6 +511,22 @@ impl ShardState {
         Ok(())
     }
 
+    /// Whether the newest snapshot names segment files that are not here: no other replica can be given it any more. So it is
+    /// where a file turned out damaged that only the snapshot still needs; nobody has it then, and it is not fetched.
+    ///
+    /// # Errors
+    /// Of the medium.
+    pub fn snapshot_lacks_segments(&self) -> io::Result<bool> {
+        let named: BTreeSet<SegmentHash> = locked(&self.snapshots).values().next_back().cloned().unwrap_or_default();
+        if named.is_empty() {
+            return Ok(false);
+        }
+        let names = self.medium.list(&self.dir.join("segments"))?;
+        let here: BTreeSet<SegmentHash> =
+            names.iter().filter_map(|name| files::parse_segment_name(name)).map(|(_, hash)| hash).collect();
+        Ok(!named.is_subset(&here))
+    }
+
     /// Deletes snapshots that a newer one replaced and segment files that nothing needs. Returns how many files went.
     ///
     /// # Errors

@@ -290,3 +290,35 @@ fn a_damaged_snapshot_is_not_used_and_lost_data_is_said() {
     let lost = ShardState::open(medium, EngineKind::Sled, dir.path(), ShardId(3), me(), last, purged);
     assert!(lost.err().unwrap().to_string().contains("data is lost"));
 }
+
+#[test]
+fn a_snapshot_whose_segment_is_gone_is_told_from_a_whole_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut replica = Replica::open(dir.path(), EngineKind::Sled, Vec::new());
+    replica.apply(Command::Configure { spec: spec(), home_epoch: 1 });
+    assert!(!replica.state.snapshot_lacks_segments().unwrap(), "there is no snapshot");
+    let write = |replica: &mut Replica, seeds: std::ops::Range<u64>| {
+        for seed in seeds {
+            let command = random_write(&mut StdRng::seed_from_u64(seed));
+            replica.apply(command);
+        }
+    };
+    write(&mut replica, 0..30);
+    replica.seal_and_install(Vec::new());
+    let old: Vec<_> = replica.state.read().index.manifest().iter().map(|segment| segment.hash).collect();
+    replica.state.capture(&replica.machine).write().unwrap();
+    // Merged away, the segment is there for the snapshot only.
+    write(&mut replica, 30..40);
+    replica.seal_and_install(Vec::new());
+    let sources = replica.state.read().index.manifest().iter().map(|segment| segment.hash).collect();
+    replica.seal_and_install(sources);
+    replica.state.collect_garbage().unwrap();
+    assert!(!replica.state.snapshot_lacks_segments().unwrap());
+    for hash in &old {
+        std::fs::remove_file(replica.state.find_segment(hash).unwrap()).unwrap();
+    }
+    assert!(replica.state.read().index.missing().is_empty(), "the state does not need it");
+    assert!(replica.state.snapshot_lacks_segments().unwrap());
+    replica.state.capture(&replica.machine).write().unwrap();
+    assert!(!replica.state.snapshot_lacks_segments().unwrap());
+}
