@@ -6,7 +6,8 @@
 //! Rules:
 //! - Nothing is promised under an identity whose log is not whole. Where the log, or the meta group's snapshot, turns out
 //!   damaged or gone, the node first writes down a new incarnation and then begins with an empty log: all its replicas
-//!   re-enter as learners. What the earlier life left stays in directories that name that life.
+//!   re-enter as learners. So it does where a shard has lost data, once the others can do without this life ([`renewal`]).
+//!   What a life left stays in directories that name it, until the next one takes part in everything.
 //! - A failed log write ends the node. So does the end of the meta group's replica, and a table that knows a later life
 //!   of this node.
 //! - Everything runs inside one [`scope`](crate::raft::scope); every task ends with the node.
@@ -628,7 +629,8 @@ impl Running {
         }
     }
 
-    /// Removes what earlier lives left, once this one takes part in all that the node should hold.
+    /// Removes what earlier lives left, once this one takes part in all that the node should hold; then there is nothing more
+    /// to remove in this life.
     async fn forget_earlier_lives(&self, me: ReplicaId) -> Infallible {
         let dirs = [LOG, META].map(|name| self.builder.settings.data_dir.join(name));
         let own = life_dir(Path::new(""), me);
@@ -652,8 +654,9 @@ impl Running {
                 }
                 Ok::<_, io::Error>(())
             });
-            if let Err(error) = removed.await {
-                tracing::warn!(%error, "what an earlier life left cannot be removed");
+            match removed.await {
+                Ok(()) => future::pending::<()>().await,
+                Err(error) => tracing::warn!(%error, "what an earlier life left cannot be removed"),
             }
         }
     }

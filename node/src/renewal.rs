@@ -45,11 +45,10 @@ pub fn dispensable(
 pub fn settled(me: ReplicaId, table: &Table, meta: &[ReplicaId], own: NodeStatus) -> bool {
     let statuses = BTreeMap::from([(me.node, own)]);
     let shards = table.shards.values().map(|row| (row.id, row.replicas.as_slice()));
-    // An earlier life of this node is still to be replaced.
-    let replaced = |replicas: &[ReplicaId]| !replicas.iter().any(|other| other.node == me.node && *other != me);
+    let has_earlier_life = |replicas: &[ReplicaId]| replicas.iter().any(|other| other.node == me.node && *other != me);
     shards
         .chain([(ShardId::META, meta)])
-        .all(|(group, replicas)| replaced(replicas) && (!replicas.contains(&me) || runs(group, me, &statuses)))
+        .all(|(group, replicas)| !has_earlier_life(replicas) && (!replicas.contains(&me) || runs(group, me, &statuses)))
 }
 
 fn runs(group: ShardId, replica: ReplicaId, statuses: &BTreeMap<NodeId, NodeStatus>) -> bool {

@@ -10,7 +10,6 @@
 //! This is the only place that starts or stops a shard.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -74,8 +73,8 @@ pub struct Shards {
 struct Inner {
     ctx: Arc<NodeContext>,
     running: RwLock<BTreeMap<ShardId, Arc<Shard>>>,
-    failed: RwLock<BTreeMap<ShardId, String>>,
-    lost: AtomicBool,
+    /// Replicas that could not be started, and whether because they have lost data.
+    failed: RwLock<BTreeMap<ShardId, bool>>,
     stop: CancellationToken,
 }
 
@@ -93,7 +92,6 @@ impl Shards {
             ctx: Arc::new(ctx),
             running: RwLock::default(),
             failed: RwLock::default(),
-            lost: AtomicBool::new(false),
             stop: CancellationToken::new(),
         };
         let shards = Self { inner: Arc::new(inner) };
@@ -116,7 +114,7 @@ impl Shards {
 
     /// Whether a replica of this life has lost data.
     pub fn has_lost_data(&self) -> bool {
-        self.inner.lost.load(Ordering::Relaxed)
+        self.inner.failed.read().unwrap_or_else(PoisonError::into_inner).values().any(|lost| *lost)
     }
 
     /// Every running replica, by id.
@@ -237,11 +235,9 @@ impl Shards {
             }
             Err(error) => {
                 tracing::error!(%shard, %error, "a shard cannot be started here");
-                if error.get_ref().is_some_and(|inner| inner.is::<DataLost>()) {
-                    self.inner.lost.store(true, Ordering::Relaxed);
-                }
+                let lost = error.get_ref().is_some_and(|inner| inner.is::<DataLost>());
                 let mut failed = self.inner.failed.write().unwrap_or_else(PoisonError::into_inner);
-                failed.insert(shard, error.to_string());
+                failed.insert(shard, lost);
             }
         }
     }

@@ -38,7 +38,8 @@ pub enum BuildError {
 }
 
 impl Segment {
-    /// Builds the file, with a graph from [`GRAPH_FROM`] members on. Takes seconds of CPU for tens of thousands of members and one thread.
+    /// Builds the file, with a graph from [`GRAPH_FROM`] members on. Takes seconds of CPU for tens of thousands of members and
+    /// one thread.
     ///
     /// # Errors
     /// [`BuildError`].
