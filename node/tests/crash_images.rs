@@ -770,5 +770,8 @@ fn what_a_crash_leaves_is_rebuilt_or_is_what_was_committed() {
     println!("{} kept, {} rebuilt, in {:.1?}", sum(|tally| tally.kept), sum(|tally| tally.rebuilt), began.elapsed());
     assert!(wrong.is_empty(), "{} lives of {lives} went wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(tallies[&Damage::Killed].kept > 0, "no store is ever kept");
-    assert!(tallies[&Damage::Torn].rebuilt > 0, "no store is ever rebuilt");
+    // Of one kind of damage there are few images, and when sled writes is its own affair: together they must not all be kept.
+    let damaged = [Damage::Torn, Damage::TornFarBack, Damage::Cut, Damage::Zeroed, Damage::Flipped];
+    let rebuilt: u64 = damaged.iter().filter_map(|damage| tallies.get(damage)).map(|tally| tally.rebuilt).sum();
+    assert!(rebuilt > 0, "no damaged store is ever rebuilt");
 }
