@@ -3,7 +3,11 @@
 //! Rules: a path that names several values (through arrays) satisfies a condition when *any* of them does; a missing
 //! path satisfies nothing but a `Not`. `Equals` and `In` compare strings exactly, booleans exactly, and numbers by
 //! value (an integer 3 equals 3.0). A range compares numbers, or RFC 3339 datetimes when its bounds are text.
-//! `Exists` wants at least one value that is not null; `IsNull` wants a null. An empty array holds no value.
+//! `Exists` wants at least one value that is not null; `IsNull` wants a null. An empty array holds no value. `NotIn` wants a
+//! value other than null that equals none of those given, and is not the opposite of `In`. A place on Earth is an object
+//! with the numbers `lat` and `lon`, in degrees; distances are great-circle ones on a sphere of [`EARTH_RADIUS_M`].
+//! `ValuesCount` counts what stands at the path as it is written: an array its items, anything else but null one.
+//! `Nested` reads each object at the path as if it were a payload of its own.
 //!
 //! Numbers are compared by [`Number`], datetimes by [`datetime_micros`], everywhere: an index that keys its entries by
 //! these two cannot disagree with [`Filter::matches`]. Call [`Filter::check`] once on what a caller sent; `matches`
@@ -90,6 +94,124 @@ pub enum Filter {
     IsNull(String),
     /// The id is one of these.
     Ids(Vec<PointId>),
+    /// At least so many of them.
+    AtLeast {
+        /// How many.
+        count: u32,
+        /// Of which.
+        filters: Vec<Filter>,
+    },
+    /// A value at `path`, not null, equals none of `values`.
+    NotIn {
+        /// Dotted path.
+        path: String,
+        /// What not to equal.
+        values: Vec<Scalar>,
+    },
+    /// A string at `path` contains `text`, letter for letter.
+    Contains {
+        /// Dotted path.
+        path: String,
+        /// Not empty.
+        text: String,
+    },
+    /// A place at `path` lies in the box, on its edges included. A box whose west is east of its east crosses the
+    /// antimeridian.
+    GeoBox {
+        /// Dotted path.
+        path: String,
+        /// North-west corner.
+        top_left: Place,
+        /// South-east corner.
+        bottom_right: Place,
+    },
+    /// A place at `path` lies within `radius_m` metres of `center`.
+    GeoRadius {
+        /// Dotted path.
+        path: String,
+        /// From where.
+        center: Place,
+        /// Metres, 0 or more.
+        radius_m: f64,
+    },
+    /// A place at `path` lies within the first ring and in none of the others.
+    GeoPolygon {
+        /// Dotted path.
+        path: String,
+        /// The outline, then holes. Each at least 3 places; whether the last repeats the first does not matter.
+        rings: Vec<Vec<Place>>,
+    },
+    /// The number of values at `path` lies within the range.
+    ValuesCount {
+        /// Dotted path.
+        path: String,
+        /// Numbers only.
+        #[serde(flatten)]
+        range: Range,
+    },
+    /// An object at `path` satisfies `filter`, whose paths begin there. Ids are no part of such an object.
+    Nested {
+        /// Dotted path.
+        path: String,
+        /// What one object must satisfy.
+        filter: Box<Filter>,
+    },
+}
+
+/// A place on Earth, in degrees.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Longitude, -180 to 180.
+    pub lon: f64,
+    /// Latitude, -90 to 90.
+    pub lat: f64,
+}
+
+/// The mean radius of Earth (IUGG), in metres.
+pub const EARTH_RADIUS_M: f64 = 6_371_008.8;
+
+impl Place {
+    /// The place that a payload value names.
+    pub fn from_json(value: &Value) -> Option<Self> {
+        let (lon, lat) = (value.get("lon")?.as_f64()?, value.get("lat")?.as_f64()?);
+        Some(Self { lon, lat }).filter(Self::is_valid)
+    }
+
+    fn is_valid(&self) -> bool {
+        (-180.0..=180.0).contains(&self.lon) && (-90.0..=90.0).contains(&self.lat)
+    }
+
+    /// The great-circle distance, in metres (haversine).
+    pub fn distance_m(&self, other: &Place) -> f64 {
+        let (a, b) = (self.lat.to_radians(), other.lat.to_radians());
+        let half = |degrees: f64| (degrees.to_radians() / 2.0).sin().powi(2);
+        let h = half(other.lat - self.lat) + a.cos() * b.cos() * half(other.lon - self.lon);
+        2.0 * EARTH_RADIUS_M * h.min(1.0).sqrt().asin()
+    }
+
+    fn within_box(&self, top_left: &Place, bottom_right: &Place) -> bool {
+        let lon = match top_left.lon <= bottom_right.lon {
+            true => (top_left.lon..=bottom_right.lon).contains(&self.lon),
+            false => self.lon >= top_left.lon || self.lon <= bottom_right.lon,
+        };
+        lon && (bottom_right.lat..=top_left.lat).contains(&self.lat)
+    }
+
+    /// Even-odd rule on the plane of degrees.
+    fn within_ring(&self, ring: &[Place]) -> bool {
+        let mut inside = false;
+        let mut last = ring.last();
+        for corner in ring {
+            if let Some(last) = last.replace(corner)
+                && (corner.lat > self.lat) != (last.lat > self.lat)
+                && self.lon < (last.lon - corner.lon) * (self.lat - corner.lat) / (last.lat - corner.lat) + corner.lon
+            {
+                inside = !inside;
+            }
+        }
+        inside
+    }
 }
 
 impl Filter {
@@ -121,6 +243,34 @@ impl Filter {
             Filter::Exists(path) => any_value(payload, path, |found| !found.is_null()),
             Filter::IsNull(path) => any_value(payload, path, Value::is_null),
             Filter::Ids(ids) => ids.contains(id),
+            Filter::AtLeast { count, filters } => {
+                let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
+                filters.iter().filter(|filter| filter.matches(id, payload)).take(wanted).count() >= wanted
+            }
+            Filter::NotIn { path, values } => any_value(payload, path, |found| {
+                !found.is_null() && !values.iter().any(|value| value.equals(found))
+            }),
+            Filter::Contains { path, text } => {
+                any_value(payload, path, |found| found.as_str().is_some_and(|found| found.contains(text)))
+            }
+            Filter::GeoBox { path, top_left, bottom_right } => {
+                any_place(payload, path, |place| place.within_box(top_left, bottom_right))
+            }
+            Filter::GeoRadius { path, center, radius_m } => {
+                any_place(payload, path, |place| place.distance_m(center) <= *radius_m)
+            }
+            Filter::GeoPolygon { path, rings } => any_place(payload, path, |place| {
+                let mut rings = rings.iter().map(|ring| place.within_ring(ring));
+                rings.next().unwrap_or(false) && !rings.any(|within| within)
+            }),
+            Filter::ValuesCount { path, range } => match range.bounds() {
+                Some(Bounds::Numbers(interval)) => interval.contains(&Number::from_int(count_values(payload, path))),
+                _ => false,
+            },
+            Filter::Nested { path, filter } => any_value(payload, path, |found| match found {
+                Value::Object(object) => filter.matches(id, object),
+                _ => false,
+            }),
         }
     }
 
@@ -328,20 +478,41 @@ fn compare_whole(whole: i128, float: f64) -> Ordering {
     if whole <= float.floor() as i128 { Ordering::Less } else { Ordering::Greater }
 }
 
-/// An RFC 3339 datetime (with offset or `Z`) as microseconds since 1970-01-01T00:00:00Z, finer digits cut off; `None`
+/// An RFC 3339 datetime (of UTC where it has no offset; at midnight where it is a date) as microseconds since 1970-01-01T00:00:00Z, finer digits cut off; `None`
 /// where the text is not one or its year lies outside −9999 to 9999.
 pub fn datetime_micros(text: &str) -> Option<i64> {
     // A date starts with its year. Most strings of a payload are no dates, and this spares them the parser.
     if !text.starts_with(|first: char| first.is_ascii_digit() || first == '-' || first == '+') {
         return None;
     }
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
+    if let Ok(instant) = text.parse::<jiff::Timestamp>() {
+        return Some(instant.as_microsecond());
+    }
+    // As it is taken elsewhere too (Qdrant): a datetime without an offset, or a date, is one of UTC.
+    let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+    civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp().as_microsecond())
 }
 
 fn any_value(payload: &Payload, path: &str, mut wanted: impl FnMut(&Value) -> bool) -> bool {
     let mut any = false;
     payload::visit(payload, path, &mut |found| any = any || wanted(found));
     any
+}
+
+fn any_place(payload: &Payload, path: &str, mut wanted: impl FnMut(Place) -> bool) -> bool {
+    any_value(payload, path, |found| Place::from_json(found).is_some_and(&mut wanted))
+}
+
+fn count_values(payload: &Payload, path: &str) -> i64 {
+    let mut count = 0_usize;
+    payload::visit_written(payload, path, &mut |found| {
+        count += match found {
+            Value::Array(items) => items.len(),
+            Value::Null => 0,
+            _ => 1,
+        };
+    });
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
@@ -354,6 +525,16 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
         Filter::Exists(path) | Filter::IsNull(path) => {
             paths.insert(path);
         }
+        Filter::NotIn { path, .. }
+        | Filter::Contains { path, .. }
+        | Filter::GeoBox { path, .. }
+        | Filter::GeoRadius { path, .. }
+        | Filter::GeoPolygon { path, .. }
+        | Filter::ValuesCount { path, .. }
+        | Filter::Nested { path, .. } => {
+            paths.insert(path);
+        }
+        Filter::AtLeast { filters, .. } => filters.iter().for_each(|filter| collect_paths(filter, paths)),
         Filter::Ids(_) => {}
     }
 }
@@ -420,6 +601,88 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
                 id.check().map_err(|reason| InvalidInput::new(format!("{field}[{at}]"), reason.to_string()))
             })
         }
+        Filter::AtLeast { count, filters } => {
+            let field = format!("{field}.at_least");
+            if *count == 0 || usize::try_from(*count).unwrap_or(usize::MAX) > filters.len() {
+                let reason = format!("is {count}, must be 1 to {}, the number of its filters", filters.len());
+                return Err(InvalidInput::new(format!("{field}.count"), reason));
+            }
+            check_list(filters, &format!("{field}.filters"), depth, budget)
+        }
+        Filter::NotIn { path, values } => {
+            let field = format!("{field}.not_in");
+            check_path(path, &format!("{field}.path"))?;
+            budget.take_values(&field, values.len())?;
+            values
+                .iter()
+                .enumerate()
+                .try_for_each(|(at, value)| check_scalar(value, || format!("{field}.values[{at}]")))
+        }
+        Filter::Contains { path, text } => {
+            let field = format!("{field}.contains");
+            check_path(path, &format!("{field}.path"))?;
+            let field = format!("{field}.text");
+            if text.is_empty() {
+                return Err(InvalidInput::new(field, "is empty; give what to look for"));
+            }
+            check_scalar(&Scalar::Text(text.clone()), move || field.clone())
+        }
+        Filter::GeoBox { path, top_left, bottom_right } => {
+            let field = format!("{field}.geo_box");
+            check_path(path, &format!("{field}.path"))?;
+            check_place(top_left, || format!("{field}.top_left"))?;
+            check_place(bottom_right, || format!("{field}.bottom_right"))?;
+            if top_left.lat < bottom_right.lat {
+                return Err(InvalidInput::new(field, "has its top below its bottom"));
+            }
+            Ok(())
+        }
+        Filter::GeoRadius { path, center, radius_m } => {
+            let field = format!("{field}.geo_radius");
+            check_path(path, &format!("{field}.path"))?;
+            check_place(center, || format!("{field}.center"))?;
+            if !(radius_m.is_finite() && *radius_m >= 0.0) {
+                return Err(InvalidInput::new(format!("{field}.radius_m"), "must be 0 or more metres"));
+            }
+            Ok(())
+        }
+        Filter::GeoPolygon { path, rings } => {
+            let field = format!("{field}.geo_polygon");
+            check_path(path, &format!("{field}.path"))?;
+            if rings.is_empty() {
+                return Err(InvalidInput::new(format!("{field}.rings"), "is empty; give the outline"));
+            }
+            for (at, ring) in rings.iter().enumerate() {
+                let field = format!("{field}.rings[{at}]");
+                budget.take_values(&field, ring.len())?;
+                if ring.len() < 3 {
+                    return Err(InvalidInput::new(field, format!("has {} places, give at least 3", ring.len())));
+                }
+                ring.iter().enumerate().try_for_each(|(at, place)| check_place(place, || format!("{field}[{at}]")))?;
+            }
+            Ok(())
+        }
+        Filter::ValuesCount { path, range } => {
+            let field = format!("{field}.values_count");
+            check_path(path, &format!("{field}.path"))?;
+            check_range(range, &field)?;
+            match range.bounds() {
+                Some(Bounds::Numbers(_)) => Ok(()),
+                _ => Err(InvalidInput::new(field, "counts are numbers; give numbers as bounds")),
+            }
+        }
+        Filter::Nested { path, filter } => {
+            let field = format!("{field}.nested");
+            check_path(path, &format!("{field}.path"))?;
+            check_condition(filter, &format!("{field}.filter"), depth + 1, budget)
+        }
+    }
+}
+
+fn check_place(place: &Place, field: impl Fn() -> String) -> Result<(), InvalidInput> {
+    match place.is_valid() {
+        true => Ok(()),
+        false => Err(InvalidInput::new(field(), "is no place on Earth: lon is -180 to 180, lat -90 to 90, in degrees")),
     }
 }
 

@@ -34,29 +34,34 @@ pub fn parse(bytes: &[u8]) -> Result<Payload, PayloadError> {
 /// over `["a","b"]` visits the array's elements as well as paths like `items.name` over an array of objects). A key
 /// that itself contains a dot is found where the whole remaining path names it.
 pub fn visit<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
-    visit_object(payload, path, found);
+    descend(payload, path, &mut |value| visit_leaf(value, found));
 }
 
-fn visit_object<'a>(object: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
+/// As [`visit`], but visits what stands at the end of the path as it is written: an array once, not its elements.
+pub fn visit_written<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
+    descend(payload, path, found);
+}
+
+fn descend<'a>(object: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
     if let Some(value) = object.get(path) {
-        visit_leaf(value, found);
+        found(value);
         return;
     }
     let mut from = 0;
     while let Some(dot) = path[from..].find('.') {
         let (key, rest) = (&path[..from + dot], &path[from + dot + 1..]);
         if let Some(value) = object.get(key) {
-            visit_value(value, rest, found);
+            descend_value(value, rest, found);
             return;
         }
         from += dot + 1;
     }
 }
 
-fn visit_value<'a>(value: &'a Value, path: &str, found: &mut dyn FnMut(&'a Value)) {
+fn descend_value<'a>(value: &'a Value, path: &str, found: &mut dyn FnMut(&'a Value)) {
     match value {
-        Value::Object(object) => visit_object(object, path, found),
-        Value::Array(items) => items.iter().for_each(|item| visit_value(item, path, found)),
+        Value::Object(object) => descend(object, path, found),
+        Value::Array(items) => items.iter().for_each(|item| descend_value(item, path, found)),
         _ => {}
     }
 }

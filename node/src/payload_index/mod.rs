@@ -132,6 +132,14 @@ impl PayloadIndexes {
                 field(path).map_or(Answer::Unknown, |field| field.certain(field.present.clone(), all))
             }
             Filter::IsNull(path) => field(path).map_or(Answer::Unknown, |field| field.certain(field.null.clone(), all)),
+            Filter::AtLeast { .. }
+            | Filter::NotIn { .. }
+            | Filter::Contains { .. }
+            | Filter::GeoBox { .. }
+            | Filter::GeoRadius { .. }
+            | Filter::GeoPolygon { .. }
+            | Filter::ValuesCount { .. }
+            | Filter::Nested { .. } => Answer::Unknown, // no index says more than the payload does
             Filter::Ids(ids) => Answer::Exact(ids.iter().filter_map(slot_of).collect::<RoaringBitmap>() & all),
         }
     }

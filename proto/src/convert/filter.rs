@@ -2,7 +2,7 @@
 use prost::Message;
 
 use super::{DecodeError, required};
-use crate::filter::{Filter, Range, Scalar};
+use crate::filter::{Filter, Place, Range, Scalar};
 use crate::ids::PointId;
 use crate::wire;
 use crate::wire::filter::Kind;
@@ -68,7 +68,44 @@ fn read(message: wire::Filter, field: &str, depth: usize) -> Result<Filter, Deco
             };
             Filter::Ids(ids.ids.into_iter().enumerate().map(read_one).collect::<Result<_, _>>()?)
         }
+        Kind::AtLeast(wire::filter::AtLeast { count, filters }) => {
+            Filter::AtLeast { count, filters: list(wire::filter::List { filters }, "at_least.filters")? }
+        }
+        Kind::NotIn(without) => {
+            let read_one = |(at, value)| scalar(value, &format!("{field}.not_in.values[{at}]"));
+            let values = without.values.into_iter().enumerate().map(read_one).collect::<Result<_, _>>()?;
+            Filter::NotIn { path: without.path, values }
+        }
+        Kind::Contains(wire::filter::Contains { path, text }) => Filter::Contains { path, text },
+        Kind::GeoBox(geo) => Filter::GeoBox {
+            path: geo.path,
+            top_left: place(required(geo.top_left, &format!("{field}.geo_box.top_left"))?),
+            bottom_right: place(required(geo.bottom_right, &format!("{field}.geo_box.bottom_right"))?),
+        },
+        Kind::GeoRadius(geo) => Filter::GeoRadius {
+            path: geo.path,
+            center: place(required(geo.center, &format!("{field}.geo_radius.center"))?),
+            radius_m: geo.radius_m,
+        },
+        Kind::GeoPolygon(geo) => Filter::GeoPolygon {
+            path: geo.path,
+            rings: geo.rings.into_iter().map(|ring| ring.places.into_iter().map(place).collect()).collect(),
+        },
+        Kind::ValuesCount(counted) => {
+            let field = format!("{field}.values_count");
+            let bounds = required(counted.range, &field)?;
+            Filter::ValuesCount { path: counted.path, range: read_range(bounds, &field)? }
+        }
+        Kind::Nested(nested) => {
+            let field = format!("{field}.nested.filter");
+            let inner = read(*required(nested.filter, &field)?, &field, depth + 1)?;
+            Filter::Nested { path: nested.path, filter: Box::new(inner) }
+        }
     })
+}
+
+fn place(message: wire::filter::Place) -> Place {
+    Place { lon: message.lon, lat: message.lat }
 }
 
 fn scalar(message: wire::Scalar, field: &str) -> Result<Scalar, DecodeError> {
@@ -102,9 +139,39 @@ impl From<Filter> for wire::Filter {
             Filter::Exists(path) => Kind::Exists(path),
             Filter::IsNull(path) => Kind::IsNull(path),
             Filter::Ids(ids) => Kind::Ids(wire::filter::Ids { ids: ids.into_iter().map(Into::into).collect() }),
+            Filter::AtLeast { count, filters } => {
+                Kind::AtLeast(wire::filter::AtLeast { count, filters: list(filters).filters })
+            }
+            Filter::NotIn { path, values } => {
+                Kind::NotIn(wire::filter::In { path, values: values.into_iter().map(Into::into).collect() })
+            }
+            Filter::Contains { path, text } => Kind::Contains(wire::filter::Contains { path, text }),
+            Filter::GeoBox { path, top_left, bottom_right } => Kind::GeoBox(wire::filter::GeoBox {
+                path,
+                top_left: Some(put_place(top_left)),
+                bottom_right: Some(put_place(bottom_right)),
+            }),
+            Filter::GeoRadius { path, center, radius_m } => {
+                Kind::GeoRadius(wire::filter::GeoRadius { path, center: Some(put_place(center)), radius_m })
+            }
+            Filter::GeoPolygon { path, rings } => {
+                let ring = |ring: Vec<Place>| wire::filter::Ring { places: ring.into_iter().map(put_place).collect() };
+                Kind::GeoPolygon(wire::filter::GeoPolygon { path, rings: rings.into_iter().map(ring).collect() })
+            }
+            Filter::ValuesCount { path, range } => {
+                Kind::ValuesCount(wire::filter::InRange { path, range: Some(range.into()) })
+            }
+            Filter::Nested { path, filter } => Kind::Nested(Box::new(wire::filter::Nested {
+                path,
+                filter: Some(Box::new((*filter).into())),
+            })),
         };
         Self { kind: Some(kind) }
     }
+}
+
+fn put_place(place: Place) -> wire::filter::Place {
+    wire::filter::Place { lon: place.lon, lat: place.lat }
 }
 
 impl TryFrom<wire::Scalar> for Scalar {
