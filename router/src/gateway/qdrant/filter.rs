@@ -1,0 +1,254 @@
+//! Qdrant's filters, in our terms.
+use nearring_proto::filter::{Filter, Place, Range, Scalar};
+use nearring_proto::ids::PointId;
+use serde::Deserialize;
+
+use super::values::Id;
+use crate::failure::Error;
+
+/// A filter as it is sent.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct QdrantFilter {
+    #[serde(default)]
+    must: Some<Condition>,
+    #[serde(default)]
+    should: Some<Condition>,
+    #[serde(default)]
+    must_not: Some<Condition>,
+    min_should: Option<MinShould>,
+}
+
+/// One, several, or null.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+enum Some<T> {
+    Many(Vec<T>),
+    One(T),
+    None,
+}
+
+impl<T> Default for Some<T> {
+    fn default() -> Self {
+        Self::None
+    }
+}
+
+impl<T> Some<T> {
+    fn list(self) -> Option<Vec<T>> {
+        match self {
+            Self::Many(all) => Option::Some(all),
+            Self::One(one) => Option::Some(vec![one]),
+            Self::None => None,
+        }
+    }
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+struct MinShould {
+    conditions: Vec<Condition>,
+    min_count: u32,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+enum Condition {
+    Field(Box<Field>),
+    IsEmpty { is_empty: Key },
+    IsNull { is_null: Key },
+    HasId { has_id: Vec<Id> },
+    HasVector { has_vector: String },
+    Nested { nested: NestedFilter },
+    Filter(QdrantFilter),
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Key {
+    key: String,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct NestedFilter {
+    key: String,
+    filter: QdrantFilter,
+}
+
+/// Everything a field may be asked; what is given must hold.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+struct Field {
+    key: String,
+    r#match: Option<Match>,
+    range: Option<Bounds>,
+    geo_bounding_box: Option<GeoBox>,
+    geo_radius: Option<GeoRadius>,
+    geo_polygon: Option<GeoPolygon>,
+    values_count: Option<Bounds>,
+    is_empty: Option<bool>,
+    is_null: Option<bool>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+enum Match {
+    Value { value: Scalar },
+    Text { text: String },
+    TextAny { text_any: String },
+    Phrase { phrase: String },
+    Any { any: Vec<Scalar> },
+    Except { except: Vec<Scalar> },
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+struct Bounds {
+    gt: Option<Scalar>,
+    gte: Option<Scalar>,
+    lt: Option<Scalar>,
+    lte: Option<Scalar>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct GeoBox {
+    top_left: Place,
+    bottom_right: Place,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct GeoRadius {
+    center: Place,
+    radius: f64,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct GeoPolygon {
+    exterior: Ring,
+    #[serde(default)]
+    interiors: Option<Vec<Ring>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Ring {
+    points: Vec<Place>,
+}
+
+/// Paths through arrays need no brackets here.
+pub fn path(key: &str) -> String {
+    key.replace("[]", "")
+}
+
+impl QdrantFilter {
+    /// The filter in our terms, checked.
+    ///
+    /// # Errors
+    /// Where [`Filter::check`] refuses it, or a condition is not supported.
+    pub fn read(self) -> Result<Filter, Error> {
+        let filter = self.convert()?;
+        filter.check()?;
+        Ok(filter)
+    }
+
+    fn convert(self) -> Result<Filter, Error> {
+        let list = |conditions: Vec<Condition>| conditions.into_iter().map(Condition::convert).collect();
+        let mut all: Vec<Filter> = list(self.must.list().unwrap_or_default())?;
+        if let Option::Some(should) = self.should.list()
+            && !should.is_empty()
+        {
+            all.push(Filter::Any(list(should)?));
+        }
+        for condition in self.must_not.list().unwrap_or_default() {
+            all.push(Filter::Not(Box::new(condition.convert()?)));
+        }
+        if let Option::Some(MinShould { conditions, min_count }) = self.min_should {
+            let filters: Vec<Filter> = list(conditions)?;
+            all.push(match min_count {
+                0 => Filter::All(Vec::new()),
+                // More than there are is never reached; in Qdrant that is no error.
+                count if count as usize > filters.len() => Filter::Any(Vec::new()),
+                count => Filter::AtLeast { count, filters },
+            });
+        }
+        Ok(Filter::All(all))
+    }
+}
+
+impl Condition {
+    fn convert(self) -> Result<Filter, Error> {
+        Ok(match self {
+            Self::Field(field) => field.convert(),
+            Self::IsEmpty { is_empty } => empty(&is_empty.key),
+            Self::IsNull { is_null } => Filter::IsNull(path(&is_null.key)),
+            Self::HasId { has_id } => Filter::Ids(has_id.into_iter().map(PointId::from).collect()),
+            Self::HasVector { .. } => return Err(super::not_supported("has_vector").0),
+            Self::Nested { nested } => {
+                Filter::Nested { path: path(&nested.key), filter: Box::new(nested.filter.convert()?) }
+            }
+            Self::Filter(filter) => filter.convert()?,
+        })
+    }
+}
+
+/// Missing, null, or an empty array.
+fn empty(key: &str) -> Filter {
+    Filter::Not(Box::new(Filter::Exists(path(key))))
+}
+
+impl Field {
+    fn convert(self) -> Filter {
+        let path = path(&self.key);
+        let mut all = Vec::new();
+        if let Option::Some(matching) = self.r#match {
+            let contains = |text: String| Filter::Contains { path: path.clone(), text };
+            all.push(match matching {
+                Match::Value { value } => Filter::Equals { path: path.clone(), value },
+                Match::Text { text } | Match::Phrase { phrase: text } => contains(text),
+                Match::TextAny { text_any } => {
+                    Filter::Any(text_any.split_whitespace().map(|word| contains(word.to_owned())).collect())
+                }
+                Match::Any { any } => Filter::In { path: path.clone(), values: any },
+                Match::Except { except } => Filter::NotIn { path: path.clone(), values: except },
+            });
+        }
+        if let Option::Some(range) = self.range.and_then(Bounds::read) {
+            all.push(Filter::Range { path: path.clone(), range });
+        }
+        if let Option::Some(GeoBox { top_left, bottom_right }) = self.geo_bounding_box {
+            all.push(Filter::GeoBox { path: path.clone(), top_left, bottom_right });
+        }
+        if let Option::Some(GeoRadius { center, radius }) = self.geo_radius {
+            all.push(Filter::GeoRadius { path: path.clone(), center, radius_m: radius });
+        }
+        if let Option::Some(GeoPolygon { exterior, interiors }) = self.geo_polygon {
+            let holes = interiors.unwrap_or_default().into_iter().map(|ring| ring.points);
+            let rings = std::iter::once(exterior.points).chain(holes).collect();
+            all.push(Filter::GeoPolygon { path: path.clone(), rings });
+        }
+        if let Option::Some(range) = self.values_count.and_then(Bounds::read) {
+            all.push(Filter::ValuesCount { path: path.clone(), range });
+        }
+        match self.is_empty {
+            Option::Some(true) => all.push(empty(&path)),
+            Option::Some(false) => all.push(Filter::Exists(path.clone())),
+            None => {}
+        }
+        match self.is_null {
+            Option::Some(true) => all.push(Filter::IsNull(path)),
+            Option::Some(false) => all.push(Filter::Not(Box::new(Filter::IsNull(path)))),
+            None => {}
+        }
+        match <[Filter; 1]>::try_from(all) {
+            Ok([one]) => one,
+            Err(all) => Filter::All(all),
+        }
+    }
+}
+
+impl Bounds {
+    /// `None` where nothing is bounded, which everything satisfies.
+    fn read(self) -> Option<Range> {
+        let Self { gt, gte, lt, lte } = self;
+        let range = Range { gt, gte, lt, lte };
+        (range != Range::default()).then_some(range)
+    }
+}
