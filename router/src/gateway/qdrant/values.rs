@@ -1,0 +1,228 @@
+//! Ids, vectors and selections as Qdrant's JSON has them.
+use std::collections::BTreeMap;
+
+use nearring_proto::collection::CollectionSpec;
+use nearring_proto::ids::PointId;
+use nearring_proto::payload::Payload;
+use nearring_proto::write::PointRecord;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::failure::{Error, Kind};
+
+/// A number, or a text: a UUID however it is spelt, or anything else.
+#[derive(Deserialize, Serialize, Clone, PartialEq, Eq, Debug)]
+#[serde(untagged)]
+pub enum Id {
+    Number(u64),
+    Text(String),
+}
+
+impl From<Id> for PointId {
+    fn from(id: Id) -> Self {
+        match id {
+            Id::Number(number) => PointId::Number(number),
+            // Qdrant's clients send UUIDs also without hyphens; digits in quotes are a text.
+            Id::Text(text) => match uuid::Uuid::try_parse(&text) {
+                Ok(uuid) => PointId::Uuid(uuid),
+                Err(_) => PointId::Text(text),
+            },
+        }
+    }
+}
+
+/// An id as it is answered.
+pub fn id_json(id: &PointId) -> Value {
+    match id {
+        PointId::Number(number) => json!(number),
+        PointId::Uuid(uuid) => json!(uuid.to_string()),
+        PointId::Text(text) => json!(text),
+    }
+}
+
+/// What stands where a point's vectors do.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+pub enum Vectors {
+    Dense(Vec<f32>),
+    Named(BTreeMap<String, Vector>),
+    Multi(Vec<Vec<f32>>),
+    Other(Value),
+}
+
+/// One named vector.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+pub enum Vector {
+    Dense(Vec<f32>),
+    Sparse(Sparse),
+    Multi(Vec<Vec<f32>>),
+    Other(Value),
+}
+
+/// Indices and their values.
+#[derive(Deserialize, Serialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Sparse {
+    pub indices: Vec<u32>,
+    pub values: Vec<f32>,
+}
+
+impl Vectors {
+    /// By name, dense.
+    ///
+    /// # Errors
+    /// Where it is something else.
+    pub fn read(self, field: &str) -> Result<BTreeMap<String, Vec<f32>>, Error> {
+        match self {
+            Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values)])),
+            Self::Named(named) => {
+                named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect()
+            }
+            Self::Multi(_) => Err(super::not_supported("multivectors").0),
+            Self::Other(_) => Err(other(field)),
+        }
+    }
+}
+
+impl Vector {
+    /// The components.
+    ///
+    /// # Errors
+    /// Where it is no dense vector.
+    pub fn read(self, field: &str) -> Result<Vec<f32>, Error> {
+        match self {
+            Self::Dense(values) => Ok(values),
+            Self::Sparse(_) => Err(super::not_supported("sparse vectors").0),
+            Self::Multi(_) => Err(super::not_supported("multivectors").0),
+            Self::Other(_) => Err(other(field)),
+        }
+    }
+}
+
+fn other(field: &str) -> Error {
+    let reason = "is no list of numbers, nor an object of them (texts and images to embed are not supported here)";
+    Error::new(Kind::Invalid, format!("{field}: {reason}"))
+}
+
+/// Which part of the payload is answered.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+pub enum WithPayload {
+    All(bool),
+    Only(Vec<String>),
+    Include { include: Vec<String> },
+    Exclude { exclude: Vec<String> },
+}
+
+impl WithPayload {
+    /// Whether anything is wanted.
+    pub fn any(&self) -> bool {
+        !matches!(self, Self::All(false))
+    }
+
+    /// The part of a payload.
+    pub fn of(&self, bytes: &[u8]) -> Result<Option<Payload>, Error> {
+        let parse = || nearring_proto::payload::parse(bytes).map_err(|error| Error::new(Kind::Internal, error.to_string()));
+        Ok(match self {
+            Self::All(false) => None,
+            Self::All(true) => Some(parse()?),
+            Self::Only(paths) | Self::Include { include: paths } => {
+                let mut kept = Payload::new();
+                let payload = parse()?;
+                paths.iter().for_each(|path| include(&payload, &super::filter::path(path), &mut kept));
+                Some(kept)
+            }
+            Self::Exclude { exclude } => {
+                let mut payload = parse()?;
+                exclude.iter().for_each(|path| remove(&mut payload, &super::filter::path(path)));
+                Some(payload)
+            }
+        })
+    }
+}
+
+/// Copies what stands at the path, with everything around it that leads there.
+fn include(from: &Payload, path: &str, to: &mut Payload) {
+    if let Some(value) = from.get(path) {
+        to.insert(path.to_owned(), value.clone());
+        return;
+    }
+    let Some((key, rest)) = path.split_once('.') else { return };
+    match from.get(key) {
+        Some(Value::Object(inner)) => {
+            if let Value::Object(kept) = to.entry(key).or_insert_with(|| Value::Object(Payload::new())) {
+                include(inner, rest, kept);
+            }
+        }
+        Some(Value::Array(items)) => {
+            let kept = to.entry(key).or_insert_with(|| Value::Array(vec![json!({}); items.len()]));
+            for (item, kept) in items.iter().zip(kept.as_array_mut().into_iter().flatten()) {
+                if let (Value::Object(item), Value::Object(kept)) = (item, kept) {
+                    include(item, rest, kept);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Takes what stands at the path away.
+pub fn remove(from: &mut Payload, path: &str) {
+    if from.remove(path).is_some() {
+        return;
+    }
+    let Some((key, rest)) = path.split_once('.') else { return };
+    match from.get_mut(key) {
+        Some(Value::Object(inner)) => remove(inner, rest),
+        Some(Value::Array(items)) => items.iter_mut().filter_map(Value::as_object_mut).for_each(|item| remove(item, rest)),
+        _ => {}
+    }
+}
+
+/// Which vectors are answered.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(untagged)]
+pub enum WithVector {
+    All(bool),
+    Only(Vec<String>),
+}
+
+impl WithVector {
+    /// Whether any is wanted.
+    pub fn any(&self) -> bool {
+        !matches!(self, Self::All(false))
+    }
+
+    /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
+    pub fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Vec<f32>>) -> Option<Value> {
+        let wanted = |name: &str| match self {
+            Self::All(all) => *all,
+            Self::Only(names) => names.iter().any(|wanted| wanted == name),
+        };
+        if spec.vectors.len() == 1 && spec.vectors.contains_key("") {
+            return vectors.get("").filter(|_| self.any()).map(|values| json!(values));
+        }
+        let named = vectors.iter().filter(|(name, _)| wanted(name));
+        self.any().then(|| Value::Object(named.map(|(name, values)| (name.clone(), json!(values))).collect()))
+    }
+}
+
+/// A stored point as it is answered.
+pub fn record_json(
+    record: &PointRecord,
+    spec: &CollectionSpec,
+    payload: &WithPayload,
+    vector: &WithVector,
+) -> Result<Value, Error> {
+    let mut answer = json!({"id": id_json(&record.id)});
+    if let Some(object) = answer.as_object_mut() {
+        if let Some(payload) = payload.of(&record.payload_json)? {
+            object.insert("payload".to_owned(), Value::Object(payload));
+        }
+        if let Some(vector) = vector.of(spec, &record.vectors) {
+            object.insert("vector".to_owned(), vector);
+        }
+    }
+    Ok(answer)
+}
