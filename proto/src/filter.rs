@@ -247,9 +247,9 @@ impl Filter {
                 let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
                 filters.iter().filter(|filter| filter.matches(id, payload)).take(wanted).count() >= wanted
             }
-            Filter::NotIn { path, values } => any_value(payload, path, |found| {
-                !found.is_null() && !values.iter().any(|value| value.equals(found))
-            }),
+            Filter::NotIn { path, values } => {
+                any_value(payload, path, |found| !found.is_null() && !values.iter().any(|value| value.equals(found)))
+            }
             Filter::Contains { path, text } => {
                 any_value(payload, path, |found| found.as_str().is_some_and(|found| found.contains(text)))
             }

@@ -7,6 +7,7 @@ use nearring_router::router::RouterBuilder;
 use nearring_router::settings::Settings;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// Router of a nearring cluster: takes clients' requests and asks the nodes.
@@ -19,6 +20,9 @@ struct Arguments {
     /// Where clients connect.
     #[arg(long, env = "NEARRING_LISTEN", default_value = "0.0.0.0:6334")]
     listen: String,
+    /// Where Qdrant's clients connect (REST); "" = nowhere.
+    #[arg(long, env = "NEARRING_REST_LISTEN", default_value = "0.0.0.0:6333")]
+    rest_listen: String,
     /// Deadline of reads that give none, in milliseconds.
     #[arg(long, env = "NEARRING_READ_DEADLINE_MS", default_value_t = 5_000)]
     read_deadline_ms: u64,
@@ -79,9 +83,50 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
             let _ = stream.set_nodelay(true);
         })
     });
-    RouterBuilder::new(settings).serve(incoming, told_to_stop()).await?;
+    let router = RouterBuilder::new(settings).start()?;
+    let stop = CancellationToken::new();
+    let rest = rest(&arguments.rest_listen, router.rest(), stop.clone()).await?;
+    let stopping = {
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                () = told_to_stop() => stop.cancel(),
+                () = stop.cancelled() => {}
+            }
+        }
+    };
+    // One door that fails closes the other.
+    let _closes = stop.clone().drop_guard();
+    tokio::try_join!(async { router.serve(incoming, stopping).await.map_err(Into::into) }, rest)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Serves the REST API until `stop`; does nothing without an address.
+async fn rest(
+    address: &str,
+    app: axum::Router,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = Result<(), Box<dyn std::error::Error>>>, String> {
+    let listener = match address {
+        "" => None,
+        address => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            Some(listener.map_err(|error| format!("cannot listen on {address}: {error}"))?)
+        }
+    };
+    if let Some(address) = listener.as_ref().and_then(|listener| listener.local_addr().ok()) {
+        tracing::info!(%address, "listening for REST");
+    }
+    Ok(async move {
+        match listener {
+            Some(listener) => {
+                let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
+                served.await.map_err(|error| format!("the REST server failed: {error}").into())
+            }
+            None => Ok(()),
+        }
+    })
 }
 
 /// Ends at SIGINT or SIGTERM.

@@ -134,6 +134,11 @@ impl Router {
         NearringServer::new(self.native.clone()).max_decoding_message_size(most).max_encoding_message_size(most)
     }
 
+    /// The REST API that Qdrant's clients speak, to be served on a listener of its own.
+    pub fn rest(&self) -> axum::Router {
+        crate::gateway::qdrant::app(self.pipeline().clone())
+    }
+
     /// Serves `incoming` connections until `shutdown` is done; requests under way are finished.
     ///
     /// # Errors

@@ -161,10 +161,9 @@ impl From<Filter> for wire::Filter {
             Filter::ValuesCount { path, range } => {
                 Kind::ValuesCount(wire::filter::InRange { path, range: Some(range.into()) })
             }
-            Filter::Nested { path, filter } => Kind::Nested(Box::new(wire::filter::Nested {
-                path,
-                filter: Some(Box::new((*filter).into())),
-            })),
+            Filter::Nested { path, filter } => {
+                Kind::Nested(Box::new(wire::filter::Nested { path, filter: Some(Box::new((*filter).into())) }))
+            }
         };
         Self { kind: Some(kind) }
     }

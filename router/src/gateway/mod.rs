@@ -1,2 +1,3 @@
 //! Doors: each decodes requests, calls the [`crate::pipeline`], encodes answers, and decides nothing else.
 pub mod native;
+pub mod qdrant;

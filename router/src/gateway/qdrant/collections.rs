@@ -17,7 +17,7 @@ use crate::pipeline::Pipeline;
 
 /// `PUT /collections/{name}`.
 #[derive(Deserialize, Debug, Default)]
-pub struct Create {
+pub(super) struct Create {
     #[serde(default)]
     vectors: Option<VectorParams>,
     #[serde(default)]
@@ -203,7 +203,7 @@ fn info(spec: &CollectionSpec, points: u64) -> Value {
 
 /// `PATCH /collections/{name}`.
 #[derive(Deserialize, Debug, Default)]
-pub struct Update {
+pub(super) struct Update {
     #[serde(default)]
     hnsw_config: Option<Hnsw>,
 }
@@ -249,7 +249,7 @@ pub(super) async fn list(State(door): State<Door>, asked: Asked) -> Answer<Value
 
 /// `PUT index`.
 #[derive(Deserialize, Debug)]
-pub struct CreateIndex {
+pub(super) struct CreateIndex {
     field_name: String,
     #[serde(default)]
     field_schema: Option<FieldSchema>,

@@ -9,7 +9,7 @@ use crate::failure::Error;
 /// A filter as it is sent.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
-pub struct QdrantFilter {
+pub(super) struct QdrantFilter {
     #[serde(default)]
     must: Some<Condition>,
     #[serde(default)]
@@ -24,7 +24,7 @@ pub struct QdrantFilter {
 #[serde(untagged)]
 enum Some<T> {
     Many(Vec<T>),
-    One(T),
+    One(Box<T>),
     None,
 }
 
@@ -38,7 +38,7 @@ impl<T> Some<T> {
     fn list(self) -> Option<Vec<T>> {
         match self {
             Self::Many(all) => Option::Some(all),
-            Self::One(one) => Option::Some(vec![one]),
+            Self::One(one) => Option::Some(vec![*one]),
             Self::None => None,
         }
     }
@@ -55,12 +55,23 @@ struct MinShould {
 #[serde(untagged)]
 enum Condition {
     Field(Box<Field>),
-    IsEmpty { is_empty: Key },
-    IsNull { is_null: Key },
-    HasId { has_id: Vec<Id> },
-    HasVector { has_vector: String },
-    Nested { nested: NestedFilter },
-    Filter(QdrantFilter),
+    IsEmpty {
+        is_empty: Key,
+    },
+    IsNull {
+        is_null: Key,
+    },
+    HasId {
+        has_id: Vec<Id>,
+    },
+    HasVector {
+        #[serde(rename = "has_vector")]
+        _name: String,
+    },
+    Nested {
+        nested: Box<NestedFilter>,
+    },
+    Filter(Box<QdrantFilter>),
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -134,7 +145,7 @@ struct Ring {
 }
 
 /// Paths through arrays need no brackets here.
-pub fn path(key: &str) -> String {
+pub(super) fn path(key: &str) -> String {
     key.replace("[]", "")
 }
 
@@ -143,14 +154,16 @@ impl QdrantFilter {
     ///
     /// # Errors
     /// Where [`Filter::check`] refuses it, or a condition is not supported.
-    pub fn read(self) -> Result<Filter, Error> {
+    pub(super) fn read(self) -> Result<Filter, Error> {
         let filter = self.convert()?;
         filter.check()?;
         Ok(filter)
     }
 
     fn convert(self) -> Result<Filter, Error> {
-        let list = |conditions: Vec<Condition>| conditions.into_iter().map(Condition::convert).collect();
+        let list = |conditions: Vec<Condition>| -> Result<Vec<Filter>, Error> {
+            conditions.into_iter().map(Condition::convert).collect()
+        };
         let mut all: Vec<Filter> = list(self.must.list().unwrap_or_default())?;
         if let Option::Some(should) = self.should.list()
             && !should.is_empty()

@@ -41,7 +41,7 @@ pub const VERSION: &str = "1.18.3";
 
 /// What handlers share.
 #[derive(Clone)]
-pub struct Door {
+struct Door {
     pipeline: Pipeline,
     in_flight: Arc<Semaphore>,
 }
@@ -139,13 +139,13 @@ async fn not_allowed(request: Request) -> Response {
 
 /// An answer that is an error.
 #[derive(Debug)]
-pub struct Refused(Error);
+pub(crate) struct Refused(Error);
 
 /// What every handler answers.
-pub type Answer<T> = Result<Told<T>, Refused>;
+pub(crate) type Answer<T> = Result<Told<T>, Refused>;
 
 /// A result, and when its request came.
-pub struct Told<T>(T, Instant);
+pub(crate) struct Told<T>(T, Instant);
 
 impl<E: Into<Error>> From<E> for Refused {
     fn from(error: E) -> Self {
@@ -193,7 +193,7 @@ impl IntoResponse for Refused {
 }
 
 /// A JSON body. What is wrong with it is told as Qdrant tells it.
-pub struct Body<T>(T);
+struct Body<T>(T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Response;
@@ -212,7 +212,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// The parameters that requests have in common.
 #[derive(Clone, Deserialize, Default, Debug)]
-pub struct Parameters {
+struct Parameters {
     /// Seconds.
     timeout: Option<u64>,
     consistency: Option<String>,
@@ -224,7 +224,7 @@ pub struct Parameters {
 }
 
 /// When the request came, and its parameters.
-pub struct Asked {
+struct Asked {
     at: Instant,
     parameters: Parameters,
 }

@@ -26,13 +26,21 @@ const TRIES: usize = 16;
 /// `PUT points`: a list, or columns.
 #[derive(Deserialize, Debug, Clone)]
 #[serde(untagged)]
-pub enum Upsert {
-    List { points: Vec<PointStruct>, #[serde(default)] shard_key: Option<Value> },
-    Columns { batch: Columns, #[serde(default)] shard_key: Option<Value> },
+pub(super) enum Upsert {
+    List {
+        points: Vec<PointStruct>,
+        #[serde(default)]
+        shard_key: Option<Value>,
+    },
+    Columns {
+        batch: Columns,
+        #[serde(default)]
+        shard_key: Option<Value>,
+    },
 }
 
 #[derive(Deserialize, Debug, Clone)]
-pub struct PointStruct {
+pub(super) struct PointStruct {
     id: Id,
     vector: Vectors,
     #[serde(default)]
@@ -40,7 +48,7 @@ pub struct PointStruct {
 }
 
 #[derive(Deserialize, Debug, Clone)]
-pub struct Columns {
+pub(super) struct Columns {
     ids: Vec<Id>,
     vectors: ColumnVectors,
     #[serde(default)]
@@ -57,7 +65,9 @@ enum ColumnVectors {
 impl Upsert {
     fn read(self) -> Result<Vec<Point>, Error> {
         let (points, shard_key) = match self {
-            Self::List { points, shard_key } => (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), shard_key),
+            Self::List { points, shard_key } => {
+                (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), shard_key)
+            }
             Self::Columns { batch, shard_key } => (batch.rows()?, shard_key),
         };
         no_shard_key(&shard_key)?;
@@ -135,9 +145,17 @@ fn written(answer: WriteAnswer) -> Result<Value, Error> {
 /// Points by id, or by filter.
 #[derive(Deserialize, Debug, Clone)]
 #[serde(untagged)]
-pub enum Selector {
-    Points { points: Vec<Id>, #[serde(default)] shard_key: Option<Value> },
-    Filter { filter: QdrantFilter, #[serde(default)] shard_key: Option<Value> },
+pub(super) enum Selector {
+    Points {
+        points: Vec<Id>,
+        #[serde(default)]
+        shard_key: Option<Value>,
+    },
+    Filter {
+        filter: QdrantFilter,
+        #[serde(default)]
+        shard_key: Option<Value>,
+    },
 }
 
 enum Selected {
@@ -197,7 +215,7 @@ async fn remove_points(pipeline: &Pipeline, collection: &str, body: Selector, as
 
 /// `POST points/payload` and its relatives.
 #[derive(Deserialize, Debug, Clone)]
-pub struct SetPayload {
+pub(super) struct SetPayload {
     payload: Payload,
     #[serde(default)]
     points: Option<Vec<Id>>,
@@ -210,7 +228,7 @@ pub struct SetPayload {
 }
 
 #[derive(Deserialize, Debug, Clone)]
-pub struct DeletePayload {
+pub(super) struct DeletePayload {
     keys: Vec<String>,
     #[serde(default)]
     points: Option<Vec<Id>>,
@@ -250,8 +268,7 @@ async fn batches(
         Selected::Matching(filter) => {
             let (mut batches, mut after) = (Vec::new(), None);
             loop {
-                let wanted =
-                    ScrollWanted { after, limit: most, filter: Some(filter.clone()), wants: Wants::default() };
+                let wanted = ScrollWanted { after, limit: most, filter: Some(filter.clone()), wants: Wants::default() };
                 let page = pipeline.scroll(collection, wanted, &asked.reads()?).await?;
                 batches.push(page.points.into_iter().map(|point| point.id).collect());
                 after = page.next;
@@ -321,7 +338,7 @@ fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     if !matches!(value, Value::Object(_) | Value::Array(_)) {
         *value = Value::Object(Payload::new());
     }
-    let mut merge = |object: &mut Payload| match rest {
+    let merge = |object: &mut Payload| match rest {
         Some(rest) => merge_at(object, rest, given),
         None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
     };
@@ -406,7 +423,12 @@ pub(super) async fn delete_payload(
     Ok(asked.told(delete_keys(&door.pipeline, &collection, body, &asked).await?))
 }
 
-async fn delete_keys(pipeline: &Pipeline, collection: &str, body: DeletePayload, asked: &Asked) -> Result<Value, Error> {
+async fn delete_keys(
+    pipeline: &Pipeline,
+    collection: &str,
+    body: DeletePayload,
+    asked: &Asked,
+) -> Result<Value, Error> {
     let DeletePayload { keys, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
     if keys.iter().all(|key| !key.contains(['.', '['])) {
@@ -437,7 +459,7 @@ async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &As
 }
 
 #[derive(Deserialize, Debug, Clone)]
-pub struct UpdateVectors {
+pub(super) struct UpdateVectors {
     points: Vec<PointVectors>,
     #[serde(default)]
     shard_key: Option<Value>,
@@ -458,7 +480,12 @@ pub(super) async fn update_vectors(
     Ok(asked.told(put_vectors(&door.pipeline, &collection, body, &asked).await?))
 }
 
-async fn put_vectors(pipeline: &Pipeline, collection: &str, body: UpdateVectors, asked: &Asked) -> Result<Value, Error> {
+async fn put_vectors(
+    pipeline: &Pipeline,
+    collection: &str,
+    body: UpdateVectors,
+    asked: &Asked,
+) -> Result<Value, Error> {
     no_shard_key(&body.shard_key)?;
     let mut given = BTreeMap::new();
     for (at, PointVectors { id, vector }) in body.points.into_iter().enumerate() {
@@ -497,7 +524,7 @@ async fn exist(
 }
 
 #[derive(Deserialize, Debug, Clone)]
-pub struct DeleteVectors {
+pub(super) struct DeleteVectors {
     vector: Vec<String>,
     #[serde(default)]
     points: Option<Vec<Id>>,
@@ -516,7 +543,12 @@ pub(super) async fn delete_vectors(
     Ok(asked.told(drop_vectors(&door.pipeline, &collection, body, &asked).await?))
 }
 
-async fn drop_vectors(pipeline: &Pipeline, collection: &str, body: DeleteVectors, asked: &Asked) -> Result<Value, Error> {
+async fn drop_vectors(
+    pipeline: &Pipeline,
+    collection: &str,
+    body: DeleteVectors,
+    asked: &Asked,
+) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
     let spec = pipeline.describe_collection(collection).await?.spec;
@@ -534,7 +566,7 @@ async fn drop_vectors(pipeline: &Pipeline, collection: &str, body: DeleteVectors
 
 /// `POST points/batch`: operations one after the other.
 #[derive(Deserialize, Debug)]
-pub struct Batch {
+pub(super) struct Batch {
     operations: Vec<Operation>,
 }
 
@@ -576,7 +608,7 @@ pub(super) async fn batch(
 }
 
 #[derive(Deserialize, Debug)]
-pub struct Retrieve {
+pub(super) struct Retrieve {
     ids: Vec<Id>,
     #[serde(default)]
     with_payload: Option<WithPayload>,
@@ -625,7 +657,7 @@ pub(super) async fn one(
 }
 
 #[derive(Deserialize, Debug, Default)]
-pub struct Scroll {
+pub(super) struct Scroll {
     #[serde(default)]
     offset: Option<Id>,
     #[serde(default)]
@@ -689,7 +721,7 @@ pub(super) async fn scroll(
 }
 
 #[derive(Deserialize, Debug, Default)]
-pub struct Count {
+pub(super) struct Count {
     #[serde(default)]
     filter: Option<QdrantFilter>,
     // Counts are exact whatever is asked.

@@ -31,7 +31,7 @@ const LIMIT: usize = 10;
 
 /// A query, or a prefetch of one.
 #[derive(Deserialize, Debug, Default)]
-pub struct Query {
+pub(super) struct Query {
     #[serde(default)]
     query: Option<Asks>,
     #[serde(default)]
@@ -77,11 +77,23 @@ struct Params {
 #[derive(Deserialize, Debug)]
 #[serde(untagged)]
 enum Asks {
-    Nearest { nearest: Example, #[serde(default)] mmr: Option<Value> },
-    Recommend { recommend: Recommend },
-    Fusion { fusion: Fusion },
-    Rrf { rrf: Rrf },
-    OrderBy { order_by: OrderBy },
+    Nearest {
+        nearest: Example,
+        #[serde(default)]
+        mmr: Option<Value>,
+    },
+    Recommend {
+        recommend: Recommend,
+    },
+    Fusion {
+        fusion: Fusion,
+    },
+    Rrf {
+        rrf: Rrf,
+    },
+    OrderBy {
+        order_by: OrderBy,
+    },
     Example(Example),
     Other(Value),
 }
@@ -120,7 +132,11 @@ struct Rrf {
 #[serde(untagged)]
 enum OrderBy {
     Key(String),
-    Wanted { key: String, #[serde(default)] direction: Option<String> },
+    Wanted {
+        key: String,
+        #[serde(default)]
+        direction: Option<String>,
+    },
 }
 
 struct Search<'a> {
@@ -176,7 +192,8 @@ impl Search<'_> {
                 lists.push(self.run(prefetch, carried, depth + 1).await?);
             }
             let candidates = has_prefetch.then(|| {
-                let ids: std::collections::BTreeSet<PointId> = lists.iter().flatten().map(|hit| hit.id.clone()).collect();
+                let ids: std::collections::BTreeSet<PointId> =
+                    lists.iter().flatten().map(|hit| hit.id.clone()).collect();
                 Filter::Ids(ids.into_iter().collect())
             });
             let parameters = query.params.unwrap_or_default();
@@ -303,7 +320,8 @@ impl Search<'_> {
             OrderBy::Wanted { key, direction } => (key, direction.as_deref() == Some("desc")),
         };
         let path = super::filter::path(&key);
-        let filter = Filter::All([filter, candidates].into_iter().flatten().chain([Filter::Exists(path.clone())]).collect());
+        let filter =
+            Filter::All([filter, candidates].into_iter().flatten().chain([Filter::Exists(path.clone())]).collect());
         let wants = Wants { payload: true, vectors: carry.vectors };
         let mut by_value: Vec<(f64, Hit)> = Vec::new();
         let mut after = None;
@@ -356,9 +374,11 @@ fn unknown(query: &Value) -> Error {
 
 /// Reciprocal rank fusion: Σ 1 / (k + rank), ranks from 0.
 fn reciprocal(lists: Vec<Vec<Hit>>, k: f32) -> Vec<Hit> {
-    fused(lists.into_iter().map(|list| {
-        list.into_iter().enumerate().map(|(rank, hit)| (1.0 / (k + rank as f32), hit)).collect()
-    }))
+    fused(
+        lists
+            .into_iter()
+            .map(|list| list.into_iter().enumerate().map(|(rank, hit)| (1.0 / (k + rank as f32), hit)).collect()),
+    )
 }
 
 /// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.
@@ -418,7 +438,7 @@ pub(super) async fn query(
 }
 
 #[derive(Deserialize, Debug)]
-pub struct Batch<T> {
+pub(super) struct Batch<T> {
     searches: Vec<T>,
 }
 
@@ -435,7 +455,7 @@ pub(super) async fn query_batch(
 
 /// The older search: one vector, perhaps named.
 #[derive(Deserialize, Debug)]
-pub struct OldSearch {
+pub(super) struct OldSearch {
     vector: OldVector,
     #[serde(flatten)]
     rest: Query,

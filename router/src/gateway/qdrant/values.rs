@@ -13,7 +13,7 @@ use crate::failure::{Error, Kind};
 /// A number, or a text: a UUID however it is spelt, or anything else.
 #[derive(Deserialize, Serialize, Clone, PartialEq, Eq, Debug)]
 #[serde(untagged)]
-pub enum Id {
+pub(super) enum Id {
     Number(u64),
     Text(String),
 }
@@ -32,7 +32,7 @@ impl From<Id> for PointId {
 }
 
 /// An id as it is answered.
-pub fn id_json(id: &PointId) -> Value {
+pub(super) fn id_json(id: &PointId) -> Value {
     match id {
         PointId::Number(number) => json!(number),
         PointId::Uuid(uuid) => json!(uuid.to_string()),
@@ -43,29 +43,31 @@ pub fn id_json(id: &PointId) -> Value {
 /// What stands where a point's vectors do.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(untagged)]
-pub enum Vectors {
+pub(super) enum Vectors {
     Dense(Vec<f32>),
     Named(BTreeMap<String, Vector>),
-    Multi(Vec<Vec<f32>>),
-    Other(Value),
+    Multi(Vec<Vec<serde::de::IgnoredAny>>),
+    Other(serde::de::IgnoredAny),
 }
 
 /// One named vector.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(untagged)]
-pub enum Vector {
+pub(super) enum Vector {
     Dense(Vec<f32>),
     Sparse(Sparse),
-    Multi(Vec<Vec<f32>>),
-    Other(Value),
+    Multi(Vec<Vec<serde::de::IgnoredAny>>),
+    Other(serde::de::IgnoredAny),
 }
 
 /// Indices and their values.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
-pub struct Sparse {
-    pub indices: Vec<u32>,
-    pub values: Vec<f32>,
+pub(super) struct Sparse {
+    #[serde(rename = "indices")]
+    _indices: Vec<u32>,
+    #[serde(rename = "values")]
+    _values: Vec<f32>,
 }
 
 impl Vectors {
@@ -73,12 +75,10 @@ impl Vectors {
     ///
     /// # Errors
     /// Where it is something else.
-    pub fn read(self, field: &str) -> Result<BTreeMap<String, Vec<f32>>, Error> {
+    pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Vec<f32>>, Error> {
         match self {
             Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values)])),
-            Self::Named(named) => {
-                named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect()
-            }
+            Self::Named(named) => named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect(),
             Self::Multi(_) => Err(super::not_supported("multivectors").0),
             Self::Other(_) => Err(other(field)),
         }
@@ -90,7 +90,7 @@ impl Vector {
     ///
     /// # Errors
     /// Where it is no dense vector.
-    pub fn read(self, field: &str) -> Result<Vec<f32>, Error> {
+    pub(super) fn read(self, field: &str) -> Result<Vec<f32>, Error> {
         match self {
             Self::Dense(values) => Ok(values),
             Self::Sparse(_) => Err(super::not_supported("sparse vectors").0),
@@ -108,7 +108,7 @@ fn other(field: &str) -> Error {
 /// Which part of the payload is answered.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(untagged)]
-pub enum WithPayload {
+pub(super) enum WithPayload {
     All(bool),
     Only(Vec<String>),
     Include { include: Vec<String> },
@@ -117,13 +117,14 @@ pub enum WithPayload {
 
 impl WithPayload {
     /// Whether anything is wanted.
-    pub fn any(&self) -> bool {
+    pub(super) fn any(&self) -> bool {
         !matches!(self, Self::All(false))
     }
 
     /// The part of a payload.
-    pub fn of(&self, bytes: &[u8]) -> Result<Option<Payload>, Error> {
-        let parse = || nearring_proto::payload::parse(bytes).map_err(|error| Error::new(Kind::Internal, error.to_string()));
+    pub(super) fn of(&self, bytes: &[u8]) -> Result<Option<Payload>, Error> {
+        let parse =
+            || nearring_proto::payload::parse(bytes).map_err(|error| Error::new(Kind::Internal, error.to_string()));
         Ok(match self {
             Self::All(false) => None,
             Self::All(true) => Some(parse()?),
@@ -168,14 +169,16 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
 }
 
 /// Takes what stands at the path away.
-pub fn remove(from: &mut Payload, path: &str) {
+pub(super) fn remove(from: &mut Payload, path: &str) {
     if from.remove(path).is_some() {
         return;
     }
     let Some((key, rest)) = path.split_once('.') else { return };
     match from.get_mut(key) {
         Some(Value::Object(inner)) => remove(inner, rest),
-        Some(Value::Array(items)) => items.iter_mut().filter_map(Value::as_object_mut).for_each(|item| remove(item, rest)),
+        Some(Value::Array(items)) => {
+            items.iter_mut().filter_map(Value::as_object_mut).for_each(|item| remove(item, rest))
+        }
         _ => {}
     }
 }
@@ -183,19 +186,19 @@ pub fn remove(from: &mut Payload, path: &str) {
 /// Which vectors are answered.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(untagged)]
-pub enum WithVector {
+pub(super) enum WithVector {
     All(bool),
     Only(Vec<String>),
 }
 
 impl WithVector {
     /// Whether any is wanted.
-    pub fn any(&self) -> bool {
+    pub(super) fn any(&self) -> bool {
         !matches!(self, Self::All(false))
     }
 
     /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
-    pub fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Vec<f32>>) -> Option<Value> {
+    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Vec<f32>>) -> Option<Value> {
         let wanted = |name: &str| match self {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
@@ -209,7 +212,7 @@ impl WithVector {
 }
 
 /// A stored point as it is answered.
-pub fn record_json(
+pub(super) fn record_json(
     record: &PointRecord,
     spec: &CollectionSpec,
     payload: &WithPayload,
