@@ -125,6 +125,7 @@ impl Nearring for Router {
         set_payload(wire::SetPayloadRequest) -> wire::WriteReply;
         delete(wire::DeleteRequest) -> wire::WriteReply;
         count(wire::CountRequest) -> wire::CountReply;
+        facet(wire::FacetRequest) -> wire::FacetReply;
         search(wire::SearchRequest) -> wire::SearchReply;
         search_batch(wire::SearchBatchRequest) -> wire::SearchBatchReply;
         put_document(wire::PutDocumentRequest) -> wire::PutDocumentReply;

@@ -16,6 +16,7 @@ pub mod coverage;
 pub mod filter;
 pub mod hit;
 pub mod ids;
+pub mod order;
 pub mod payload;
 pub mod placement;
 pub mod position;

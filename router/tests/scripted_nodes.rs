@@ -168,13 +168,18 @@ impl NodeData for Fake {
             .collect();
         let more = all.len() > request.limit as usize;
         let points = all.into_iter().take(request.limit as usize).collect();
-        Ok(Response::new(wire::NodeScrollReply { points, position: self.world.position(request.shard), more }))
+        let position = self.world.position(request.shard);
+        Ok(Response::new(wire::NodeScrollReply { points, position, more, order_values: Vec::new() }))
     }
 
     async fn count(&self, request: Request<wire::NodeCountRequest>) -> Result<Response<wire::NodeCountReply>, Status> {
         let shard = request.into_inner().shard;
         let count = self.world.shard(shard).len() as u64;
         Ok(Response::new(wire::NodeCountReply { count, position: self.world.position(shard) }))
+    }
+
+    async fn facet(&self, _: Request<wire::NodeFacetRequest>) -> Result<Response<wire::NodeFacetReply>, Status> {
+        Err(Status::unimplemented("not scripted"))
     }
 
     async fn search(

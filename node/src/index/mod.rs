@@ -353,6 +353,21 @@ impl ShardIndex {
         ids.take(limit).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Calls `each` for every point that matches, or every point there is, in no order.
+    pub fn for_each(&self, filter: Option<&Filter>, payload: &PayloadOf<'_>, each: &mut dyn FnMut(&PointId, &Payload)) {
+        let (slots, exact) = match filter {
+            Some(filter) => self.narrow(filter),
+            None => (self.points.used().clone(), true),
+        };
+        for slot in &slots {
+            let Some((id, _)) = self.points.at(slot) else { continue };
+            let Some(payload) = payload(id) else { continue };
+            if exact || filter.is_none_or(|filter| filter.matches(id, &payload)) {
+                each(id, &payload);
+            }
+        }
+    }
+
     /// How many points match; all without a filter.
     pub fn count(&self, filter: Option<&Filter>, payload: &PayloadOf<'_>) -> u64 {
         let Some(filter) = filter else { return self.points() };

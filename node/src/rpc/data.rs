@@ -10,6 +10,7 @@ use nearring_proto::collection::{CollectionSpec, InvalidInput, check_payload};
 use nearring_proto::convert::{DecodeError, check_format, encode_filter, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, RequestId, SessionId, ShardId};
+use nearring_proto::order::{Facet, First, Order};
 use nearring_proto::position::ReadLevel;
 use nearring_proto::query::SearchQuery;
 use nearring_proto::wire::{self, node_data_server::NodeData, node_write_request::Op};
@@ -526,6 +527,14 @@ impl NodeData for DataService {
         }
         let after = request.after.map(PointId::try_from).transpose();
         let after = after.map_err(|error| decode_error(error.within("after")))?;
+        let order = request.order.map(Order::try_from).transpose();
+        let order = order.map_err(|error| decode_error(error.within("order")))?;
+        if let Some(order) = &order {
+            order.check().map_err(input_error)?;
+            if after.is_some() {
+                return Err(invalid("after", "goes with the order of ids only"));
+            }
+        }
         let filter = request.filter.map(Filter::try_from).transpose();
         let filter = filter.map_err(|error| decode_error(error.within("filter")))?;
         if let Some(filter) = &filter {
@@ -535,6 +544,19 @@ impl NodeData for DataService {
         let (id, with_payload, with_vectors) = (shard.id, request.with_payload, request.with_vectors);
         let reply = self
             .read(&shard, move |body| {
+                if let Some(order) = &order {
+                    let mut first = First::new(limit);
+                    body.index.for_each(filter.as_ref(), &|id| body.payload(id), &mut |point, payload| {
+                        order.places(point, payload).into_iter().for_each(|(place, value)| first.push(place, value));
+                    });
+                    let (mut points, mut order_values) = (Vec::new(), Vec::new());
+                    for (point, value) in first.into_ids() {
+                        points.extend(record(body, &point, with_payload, with_vectors)?.map(Into::into));
+                        order_values.extend(value.map(Into::into));
+                    }
+                    let position = position(id, body.applied());
+                    return Ok(wire::NodeScrollReply { points, position, more: false, order_values });
+                }
                 let mut found: Vec<PointId> = match &filter {
                     Some(filter) => body.index.matching(filter, after.as_ref(), limit + 1, &|id| body.payload(id)),
                     None => {
@@ -548,7 +570,8 @@ impl NodeData for DataService {
                 for id in &found {
                     points.extend(record(body, id, with_payload, with_vectors)?.map(Into::into));
                 }
-                Ok(wire::NodeScrollReply { points, position: position(id, body.applied()), more })
+                let position = position(id, body.applied());
+                Ok(wire::NodeScrollReply { points, position, more, order_values: Vec::new() })
             })
             .await?;
         Ok(Response::new(reply))
@@ -569,6 +592,37 @@ impl NodeData for DataService {
             .read(&shard, move |body| {
                 let count = body.index.count(filter.as_ref(), &|id| body.payload(id));
                 Ok(wire::NodeCountReply { count, position: position(id, body.applied()) })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn facet(&self, request: Request<wire::NodeFacetRequest>) -> Result<Response<wire::NodeFacetReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.format, &request.cluster_id)?;
+        let shard = self.shard(request.shard)?;
+        let filter = request.filter.map(Filter::try_from).transpose();
+        let filter = filter.map_err(|error| decode_error(error.within("filter")))?;
+        // Only points that have something there are looked at; an index knows them.
+        let there = Filter::Exists(request.path.clone());
+        let filter = Filter::All(filter.into_iter().chain([there]).collect());
+        filter.check().map_err(input_error)?;
+        Gate::new(request.read, ReadLevel::Linearizable)?.pass(&shard).await.map_err(read_error)?;
+        let (id, path) = (shard.id, request.path);
+        let reply = self
+            .read(&shard, move |body| {
+                let mut facet = Facet::default();
+                body.index.for_each(Some(&filter), &|id| body.payload(id), &mut |_, payload| {
+                    if facet.len() <= Facet::VALUES_MAX {
+                        facet.count(payload, &path);
+                    }
+                });
+                if facet.len() > Facet::VALUES_MAX {
+                    let reason = format!("has more than {} different values; give a filter", Facet::VALUES_MAX);
+                    return Err(invalid("path", reason));
+                }
+                let counts = facet.into_counts().map(Into::into).collect();
+                Ok(wire::NodeFacetReply { counts, position: position(id, body.applied()) })
             })
             .await?;
         Ok(Response::new(reply))

@@ -1,8 +1,10 @@
 //! Queries, hits, coverage.
 use super::{DecodeError, required, unknown_enum, vectors, vectors_to_wire};
 use crate::coverage::{Coverage, ShardCoverage};
+use crate::filter::Scalar;
 use crate::hit::Hit;
 use crate::ids::{NodeId, ShardId};
+use crate::order::{FacetValue, Order};
 use crate::position::ReadLevel;
 use crate::query::SearchQuery;
 use crate::wire;
@@ -28,6 +30,59 @@ impl From<ReadLevel> for wire::ReadLevel {
             ReadLevel::Session => wire::ReadLevel::Session,
             ReadLevel::Linearizable => wire::ReadLevel::Linearizable,
         }
+    }
+}
+
+impl TryFrom<wire::Order> for Order {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::Order) -> Result<Self, DecodeError> {
+        Ok(match required(message.kind, "kind")? {
+            wire::order::Kind::RandomSeed(seed) => Self::Random(seed),
+            wire::order::Kind::ByPayload(by) => {
+                let start_from = by.start_from.map(Scalar::try_from).transpose();
+                let start_from = start_from.map_err(|error: DecodeError| error.within("start_from"))?;
+                Self::ByPayload { path: by.path, descending: by.descending, start_from }
+            }
+        })
+    }
+}
+
+impl From<Order> for wire::Order {
+    fn from(order: Order) -> Self {
+        let kind = match order {
+            Order::Random(seed) => wire::order::Kind::RandomSeed(seed),
+            Order::ByPayload { path, descending, start_from } => {
+                let start_from = start_from.map(Into::into);
+                wire::order::Kind::ByPayload(wire::order::ByPayload { path, descending, start_from })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl From<(FacetValue, u64)> for wire::FacetCount {
+    fn from((value, count): (FacetValue, u64)) -> Self {
+        let value = match value {
+            FacetValue::Bool(value) => Scalar::Bool(value),
+            FacetValue::Int(value) => Scalar::Int(value),
+            FacetValue::Text(value) => Scalar::Text(value),
+        };
+        Self { value: Some(value.into()), count }
+    }
+}
+
+impl TryFrom<wire::FacetCount> for (FacetValue, u64) {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::FacetCount) -> Result<Self, DecodeError> {
+        let value = match Scalar::try_from(required(message.value, "value")?)? {
+            Scalar::Bool(value) => FacetValue::Bool(value),
+            Scalar::Int(value) => FacetValue::Int(value),
+            Scalar::Text(value) => FacetValue::Text(value),
+            Scalar::Float(_) => return Err(DecodeError::new("value", "is a float, which is not counted")),
+        };
+        Ok((value, message.count))
     }
 }
 

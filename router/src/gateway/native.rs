@@ -12,6 +12,7 @@ use nearring_proto::collection::{CollectionSpec, CollectionUpdate};
 use nearring_proto::convert::{DecodeError, check_format, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{NodeId, PointId, RequestId, SessionId, Version};
+use nearring_proto::order::Order;
 use nearring_proto::placement::table::AliasAction;
 use nearring_proto::position::Position;
 use nearring_proto::query::SearchQuery;
@@ -318,11 +319,24 @@ impl Nearring for Native {
             limit: request.limit as usize,
             filter: filter(request.filter)?,
             wants: Wants { payload: request.with_payload, vectors: request.with_vectors },
+            order: request.order.map(Order::try_from).transpose().map_err(|error| Error::from(error.within("order")))?,
         };
         let answer = self.pipeline.scroll(&request.collection, wanted, &options(request.read)?).await?;
         let points = answer.points.into_iter().map(Into::into).collect();
         let next = answer.next.map(Into::into);
-        Ok(Response::new(wire::ScrollReply { points, next, positions: positions(answer.positions) }))
+        let order_values = answer.order_values.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::ScrollReply { points, next, positions: positions(answer.positions), order_values }))
+    }
+
+    async fn facet(&self, request: Request<wire::FacetRequest>) -> Result<Response<wire::FacetReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let filter = filter(request.filter)?;
+        let limit = if request.limit == 0 { 10 } else { request.limit as usize };
+        let options = options(request.read)?;
+        let answer = self.pipeline.facet(&request.collection, request.path, limit, filter, &options).await?;
+        let counts = answer.counts.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::FacetReply { counts, positions: positions(answer.positions) }))
     }
 
     async fn count(&self, request: Request<wire::CountRequest>) -> Result<Response<wire::CountReply>, Status> {

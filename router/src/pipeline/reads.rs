@@ -3,9 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nearring_proto::WIRE_FORMAT;
 use nearring_proto::coverage::{Coverage, ShardCoverage};
-use nearring_proto::filter::Filter;
+use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::{PointId, ShardId};
+use nearring_proto::order::{Facet, FacetValue, Order};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::{Position, ReadLevel};
 use nearring_proto::query::SearchQuery;
@@ -40,11 +41,22 @@ pub struct GetAnswer {
 /// A page of points.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ScrollAnswer {
-    /// In id order.
+    /// In id order, or the order asked for.
     pub points: Vec<PointRecord>,
+    /// Ordered by payload: the value that each point is listed for.
+    pub order_values: Vec<Scalar>,
     /// Where the next page begins, exclusively; `None` at the end.
     pub next: Option<PointId>,
     /// Where they were read.
+    pub positions: Vec<Position>,
+}
+
+/// Values counted.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FacetAnswer {
+    /// Values and how many points have each; most frequent first.
+    pub counts: Vec<(FacetValue, u64)>,
+    /// Where they were counted.
     pub positions: Vec<Position>,
 }
 
@@ -77,6 +89,8 @@ pub struct ScrollWanted {
     pub filter: Option<Filter>,
     /// What to return of each.
     pub wants: Wants,
+    /// Another order than that of ids; then there is one page, from the start.
+    pub order: Option<Order>,
 }
 
 impl ScrollWanted {
@@ -252,12 +266,19 @@ impl Pipeline {
         if let Some(filter) = &wanted.filter {
             filter.check()?;
         }
+        if let Some(order) = &wanted.order {
+            order.check()?;
+            if wanted.after.is_some() {
+                return Err(Error::invalid("after", "goes with the order of ids only; begin at a value instead"));
+            }
+        }
         let until = self.read_until(options.deadline);
         let found = self.collection(collection, until).await?;
         let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Linearizable, None);
         let (plan, cluster) = (&plan, found.table.cluster);
         let (after, filter) = (wanted.after.map(wire::PointId::from), wanted.filter.map(wire::Filter::from));
-        let (after, filter) = (&after, &filter);
+        let order = wanted.order.clone().map(wire::Order::from);
+        let (after, filter, order) = (&after, &filter, &order);
         let reached = scatter(self.view(), plan, until, |call| {
             each_shard(call, move |mut client, shard, deadline_ms| {
                 let request = wire::NodeScrollRequest {
@@ -270,10 +291,13 @@ impl Pipeline {
                     with_payload: wanted.wants.payload,
                     with_vectors: wanted.wants.vectors,
                     read: Some(node_read(plan, &[shard], deadline_ms)),
+                    order: order.clone(),
                 };
                 async move {
                     let reply = client.scroll(request).await?.into_inner();
-                    let page = Page { records: records(reply.points)?, more: reply.more };
+                    let values: Result<Vec<Scalar>, _> = reply.order_values.into_iter().map(Scalar::try_from).collect();
+                    let values = values.map_err(malformed)?;
+                    let page = Page { records: records(reply.points)?, more: reply.more, values };
                     Ok((page, position(reply.position, shard)?))
                 }
             })
@@ -283,8 +307,56 @@ impl Pipeline {
             pages.push(page);
             positions.push(position);
         }
+        if let Some(order) = &wanted.order {
+            let (points, order_values) = join_ordered(order, pages, limit)?;
+            return Ok(ScrollAnswer { points, order_values, next: None, positions });
+        }
         let (points, next) = join_pages(pages, limit)?;
-        Ok(ScrollAnswer { points, next, positions })
+        Ok(ScrollAnswer { points, order_values: Vec::new(), next, positions })
+    }
+
+    /// Counts points by the values at a path; a point with several counts for each. Exact.
+    ///
+    /// # Errors
+    /// As [`Pipeline::get`]; [`Kind::Invalid`] where a shard has more than [`Facet::VALUES_MAX`] different values.
+    pub async fn facet(
+        &self,
+        collection: &str,
+        path: String,
+        limit: usize,
+        filter: Option<Filter>,
+        options: &ReadOptions,
+    ) -> Result<FacetAnswer, Error> {
+        Filter::All(filter.iter().cloned().chain([Filter::Exists(path.clone())]).collect()).check()?;
+        let until = self.read_until(options.deadline);
+        let found = self.collection(collection, until).await?;
+        let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Linearizable, None);
+        let filter = filter.map(wire::Filter::from);
+        let (plan, filter, path, cluster) = (&plan, &filter, &path, found.table.cluster);
+        let reached = scatter(self.view(), plan, until, |call| {
+            each_shard(call, move |mut client, shard, deadline_ms| {
+                let request = wire::NodeFacetRequest {
+                    format: WIRE_FORMAT,
+                    cluster_id: cluster_bytes(cluster),
+                    shard: shard.0,
+                    path: path.clone(),
+                    filter: filter.clone(),
+                    read: Some(node_read(plan, &[shard], deadline_ms)),
+                };
+                async move {
+                    let reply = client.facet(request).await?.into_inner();
+                    let counts = reply.counts.into_iter().map(|count| <(FacetValue, u64)>::try_from(count));
+                    let counts: Vec<(FacetValue, u64)> = counts.collect::<Result<_, _>>().map_err(malformed)?;
+                    Ok((counts, position(reply.position, shard)?))
+                }
+            })
+        });
+        let (mut facet, mut positions) = (Facet::default(), Vec::new());
+        for (_, (counts, position)) in reached.await?.complete()?.into_values() {
+            counts.into_iter().for_each(|(value, count)| facet.add(value, count));
+            positions.push(position);
+        }
+        Ok(FacetAnswer { counts: facet.most_frequent(limit), positions })
     }
 
     /// Counts points.
@@ -413,6 +485,29 @@ where
 struct Page {
     records: Vec<PointRecord>,
     more: bool,
+    values: Vec<Scalar>,
+}
+
+/// Joins what shards list in another order than that of ids.
+fn join_ordered(order: &Order, pages: Vec<Page>, limit: usize) -> Result<(Vec<PointRecord>, Vec<Scalar>), Error> {
+    let mut listed = Vec::new();
+    for page in pages {
+        let mut values = page.values.into_iter();
+        for record in page.records {
+            let value = values.next();
+            let place = order.place(&record.id, value.as_ref());
+            let place = place.ok_or_else(|| Error::new(Kind::Internal, "a shard lists a point for no value"))?;
+            listed.push((place, record, value));
+        }
+    }
+    listed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    listed.truncate(limit);
+    let (mut records, mut values) = (Vec::with_capacity(listed.len()), Vec::with_capacity(listed.len()));
+    for (_, record, value) in listed {
+        records.push(record);
+        values.extend(value);
+    }
+    Ok((records, values))
 }
 
 /// Joins the shards' pages in id order. A shard with more to come says nothing of ids beyond its page, so the joined
@@ -467,7 +562,7 @@ mod tests {
                     let size = if shard == 0 { limit.min(cut) } else { limit }; // a shard may return less than asked
                     let more = ids.len() > size;
                     ids.truncate(size);
-                    Page { records: ids.into_iter().map(record).collect(), more }
+                    Page { records: ids.into_iter().map(record).collect(), more, values: Vec::new() }
                 });
                 let (page, next) = join_pages(pages.collect(), limit).unwrap();
                 prop_assert!(page.len() <= limit);

@@ -150,6 +150,16 @@ pub(super) fn path(key: &str) -> String {
 }
 
 impl QdrantFilter {
+    /// What matches, where there is something at this path.
+    pub(super) fn with(filter: Option<Self>, path: &str) -> Self {
+        let empty = Condition::IsEmpty { is_empty: Key { key: path.to_owned() } };
+        let must = match filter {
+            Option::Some(filter) => Some::One(Box::new(Condition::Filter(Box::new(filter)))),
+            None => Some::None,
+        };
+        Self { must, must_not: Some::One(Box::new(empty)), ..Self::default() }
+    }
+
     /// The filter in our terms, checked.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ use crate::plan::ReadOptions;
 
 mod collections;
 mod filter;
+mod groups;
 mod points;
 mod query;
 mod values;
@@ -71,7 +72,13 @@ pub fn app(pipeline: Pipeline) -> Router {
         .route("/points/search", post(query::search))
         .route("/points/search/batch", post(query::search_batch))
         .route("/points/query", post(query::query))
-        .route("/points/query/batch", post(query::query_batch));
+        .route("/points/query/batch", post(query::query_batch))
+        .route("/points/query/groups", post(groups::query))
+        .route("/points/search/groups", post(groups::search))
+        .route("/points/recommend", post(query::recommend))
+        .route("/points/recommend/batch", post(query::recommend_batch))
+        .route("/points/recommend/groups", post(groups::recommend))
+        .route("/facet", post(points::facet));
     Router::new()
         .route("/", get(root))
         .route("/healthz", get(healthy))
@@ -120,10 +127,7 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/groups", "groups"),
-        ("/recommend", "recommend"),
         ("/discover", "discover"),
-        ("/facet", "facet"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
     ];

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::{Path, State};
 use bytes::Bytes;
-use nearring_proto::filter::Filter;
+use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::ids::PointId;
+use nearring_proto::order::{FacetValue, Order, OrderKey};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
 use serde::Deserialize;
@@ -268,7 +269,7 @@ async fn batches(
         Selected::Matching(filter) => {
             let (mut batches, mut after) = (Vec::new(), None);
             loop {
-                let wanted = ScrollWanted { after, limit: most, filter: Some(filter.clone()), wants: Wants::default() };
+                let wanted = ScrollWanted { after, limit: most, filter: Some(filter.clone()), ..Default::default() };
                 let page = pipeline.scroll(collection, wanted, &asked.reads()?).await?;
                 batches.push(page.points.into_iter().map(|point| point.id).collect());
                 after = page.next;
@@ -669,7 +670,7 @@ pub(super) struct Scroll {
     #[serde(default, alias = "with_vectors")]
     with_vector: Option<WithVector>,
     #[serde(default)]
-    order_by: Option<Value>,
+    order_by: Option<OrderBy>,
     #[serde(default)]
     shard_key: Option<Value>,
 }
@@ -681,9 +682,6 @@ pub(super) async fn scroll(
     Body(body): Body<Scroll>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    if body.order_by.as_ref().is_some_and(|order_by| !order_by.is_null()) {
-        return Err(not_supported("scroll with order_by"));
-    }
     let limit = body.limit.unwrap_or(10);
     if limit == 0 {
         return Err(Error::invalid("limit", "is 0, must be at least 1").into());
@@ -694,19 +692,35 @@ pub(super) async fn scroll(
     let wants = Wants { payload: payload.any(), vectors: vector.any() };
     let filter = body.filter.map(QdrantFilter::read).transpose()?;
     let reads = asked.reads()?;
+    if let Some(order_by) = body.order_by {
+        if body.offset.is_some() {
+            let reason = "cannot be used with order_by, which begins at its start_from";
+            return Err(Error::invalid("offset", reason).into());
+        }
+        let wanted = ScrollWanted { limit, filter, wants, order: Some(order_by.order()), after: None };
+        let answer = door.pipeline.scroll(&collection, wanted, &reads).await?;
+        let told = |(record, value): (&PointRecord, &Scalar)| {
+            let mut told = record_json(record, &spec, &payload, &vector)?;
+            told["order_value"] = order_value(value);
+            Ok(told)
+        };
+        let points: Vec<Value> =
+            answer.points.iter().zip(&answer.order_values).map(told).collect::<Result<_, Error>>()?;
+        return Ok(asked.told(json!({"points": points, "next_page_offset": null})));
+    }
     let (mut points, mut after) = (Vec::new(), None);
     if let Some(offset) = body.offset {
         // Here pages begin behind an id, there at one.
         let offset = PointId::from(offset);
         let only = Filter::All(std::iter::once(Filter::Ids(vec![offset.clone()])).chain(filter.clone()).collect());
-        let wanted = ScrollWanted { after: None, limit: 1, filter: Some(only), wants };
+        let wanted = ScrollWanted { limit: 1, filter: Some(only), wants, ..Default::default() };
         points = door.pipeline.scroll(&collection, wanted, &reads).await?.points;
         after = Some(offset);
     }
     // One more than is answered says where the next page begins.
     while points.len() <= limit {
         let left = (limit + 1 - points.len()).min(ScrollWanted::LIMIT_MAX);
-        let wanted = ScrollWanted { after, limit: left, filter: filter.clone(), wants };
+        let wanted = ScrollWanted { after, limit: left, filter: filter.clone(), wants, order: None };
         let page = door.pipeline.scroll(&collection, wanted, &reads).await?;
         points.extend(page.points);
         after = page.next;
@@ -718,6 +732,88 @@ pub(super) async fn scroll(
     let points: Vec<Value> =
         points.iter().map(|record| record_json(record, &spec, &payload, &vector)).collect::<Result<_, _>>()?;
     Ok(asked.told(json!({"points": points, "next_page_offset": next.map(|record| id_json(&record.id))})))
+}
+
+/// What to order by: a path, or more of it.
+#[derive(Deserialize, Debug, Clone)]
+#[serde(untagged)]
+pub(super) enum OrderBy {
+    Key(String),
+    Wanted {
+        key: String,
+        #[serde(default)]
+        direction: Option<Direction>,
+        #[serde(default)]
+        start_from: Option<Scalar>,
+    },
+}
+
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Direction {
+    Asc,
+    Desc,
+}
+
+impl OrderBy {
+    pub(super) fn order(self) -> Order {
+        let (key, direction, start_from) = match self {
+            Self::Key(key) => (key, None, None),
+            Self::Wanted { key, direction, start_from } => (key, direction, start_from),
+        };
+        let descending = direction == Some(Direction::Desc);
+        Order::ByPayload { path: super::filter::path(&key), descending, start_from }
+    }
+}
+
+/// Datetimes are told as microseconds.
+pub(super) fn order_value(value: &Scalar) -> Value {
+    match (OrderKey::of(value), value) {
+        (Some(OrderKey::Moment(micros)), _) => json!(micros),
+        (_, Scalar::Int(value)) => json!(value),
+        (_, Scalar::Float(value)) => json!(value),
+        _ => Value::Null,
+    }
+}
+
+/// `POST /collections/{name}/facet`.
+#[derive(Deserialize, Debug)]
+pub(super) struct FacetBy {
+    key: String,
+    #[serde(default)]
+    limit: Option<usize>,
+    #[serde(default)]
+    filter: Option<QdrantFilter>,
+    // Counts are exact whatever is asked.
+    #[serde(default, rename = "exact")]
+    _exact: Option<bool>,
+    #[serde(default)]
+    shard_key: Option<Value>,
+}
+
+pub(super) async fn facet(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<FacetBy>,
+) -> Answer<Value> {
+    no_shard_key(&body.shard_key)?;
+    let limit = body.limit.unwrap_or(10);
+    if limit == 0 {
+        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
+    }
+    let filter = body.filter.map(QdrantFilter::read).transpose()?;
+    let path = super::filter::path(&body.key);
+    let answer = door.pipeline.facet(&collection, path, limit, filter, &asked.reads()?).await?;
+    let told = |(value, count): (FacetValue, u64)| {
+        let value = match value {
+            FacetValue::Bool(value) => json!(value),
+            FacetValue::Int(value) => json!(value),
+            FacetValue::Text(value) => json!(value),
+        };
+        json!({"value": value, "count": count})
+    };
+    Ok(asked.told(json!({"hits": answer.counts.into_iter().map(told).collect::<Vec<Value>>()})))
 }
 
 #[derive(Deserialize, Debug, Default)]
