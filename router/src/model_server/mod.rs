@@ -169,6 +169,8 @@ type Reply = Response<hyper::body::Incoming>;
 
 /// The most bytes read of a refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// The most bytes read of a stream, framing included: some hundred times the longest answer that models give.
+const STREAM_BYTES_MAX: usize = 64 << 20;
 /// The most characters of a server's message that are passed on.
 const MESSAGE_CHARACTERS_MAX: usize = 400;
 
@@ -232,7 +234,7 @@ impl ModelServer {
         let until = Instant::now() + self.0.settings.total;
         let body = Bytes::from(body.to_string());
         let reply = self.repeated(until, || self.once(path, body.clone(), until)).await?;
-        let reading = Reading { server: self.clone(), reply: Some(reply), events: Events::default(), until };
+        let reading = Reading { server: self.clone(), reply: Some(reply), events: Events::default(), bytes: 0, until };
         let pieces = stream::unfold(reading, |mut reading| async move {
             let events = reading.next().await?;
             let events: Vec<_> = match events {
@@ -292,10 +294,11 @@ impl ModelServer {
         let reply = match timeout_at(until.min(Instant::now() + settings.idle), reply).await {
             Err(_) => return Err(Attempt::passing(ModelFailure::Late, "it did not reply in time")),
             Ok(Err(error)) if error.is_connect() => {
-                return Err(Attempt::passing(ModelFailure::Unreachable, "it cannot be reached"));
+                let reason = format!("it cannot be reached: {}", cause(&error));
+                return Err(Attempt::passing(ModelFailure::Unreachable, reason));
             }
             Ok(Err(error)) => {
-                return Err(Attempt::passing(ModelFailure::Broken, format!("the connection broke: {error}")));
+                return Err(Attempt::passing(ModelFailure::Broken, format!("the connection broke: {}", cause(&error))));
             }
             Ok(Ok(reply)) => reply,
         };
@@ -360,6 +363,15 @@ impl ModelServer {
     }
 }
 
+/// What lies at the bottom of an error: the layers above it say only where it was met.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 /// The message of an error as OpenAI writes it, and as others do.
 fn said(value: &Value) -> Option<String> {
     let inner = [value.pointer("/error/message"), value.get("message"), value.get("error"), value.get("detail")];
@@ -373,6 +385,8 @@ struct Reading {
     /// `None` after its end.
     reply: Option<Reply>,
     events: Events,
+    /// Read so far.
+    bytes: usize,
     until: Instant,
 }
 
@@ -386,10 +400,17 @@ impl Reading {
                 self.reply = None;
                 return None;
             }
-            Ok(Some(Ok(frame))) => match self.events.push(frame.data_ref().map_or(&[][..], |data| data)) {
-                Ok(events) => return Some(Ok(events)),
-                Err(error) => Failed::broken(error.to_string()),
-            },
+            Ok(Some(Ok(frame))) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                self.bytes += data.len();
+                match self.events.push(data) {
+                    _ if self.bytes > STREAM_BYTES_MAX => {
+                        Failed::broken(format!("its reply is longer than {STREAM_BYTES_MAX} bytes"))
+                    }
+                    Ok(events) => return Some(Ok(events)),
+                    Err(error) => Failed::broken(error.to_string()),
+                }
+            }
             Ok(Some(Err(_))) => Failed::broken("its reply broke off"),
             Err(_) => Failed { failure: ModelFailure::Late, reason: "it fell silent within its reply".to_owned() },
         };
