@@ -40,6 +40,32 @@ pub enum Kind {
     Internal,
 }
 
+/// How a model that the router calls (an embedder, a generator) failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModelFailure {
+    /// It has too much to do.
+    Busy,
+    /// It did not answer in time.
+    Late,
+    /// There is no connection to it.
+    Unreachable,
+    /// It refuses what the router asks: a key or a setting is wrong.
+    Refused,
+    /// It broke off, or what it says makes no sense.
+    Broken,
+}
+
+impl From<ModelFailure> for Kind {
+    fn from(failure: ModelFailure) -> Self {
+        match failure {
+            ModelFailure::Busy => Self::Overloaded,
+            ModelFailure::Late => Self::Deadline,
+            // Nothing is written before a model has answered.
+            ModelFailure::Unreachable | ModelFailure::Refused | ModelFailure::Broken => Self::NotDone,
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]

@@ -12,10 +12,11 @@
 //!
 //! Answers from documents, in the order in which data flows: [`documents`] cuts texts into chunks, [`embed`] gives chunks
 //! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
-//! answer that [`generate`] writes.
+//! answer that [`generate`] writes. Embedder and generator may be servers of others: [`model_server`].
 // Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod arguments;
 pub mod cluster_view;
 pub mod compute;
 pub mod documents;
@@ -24,6 +25,7 @@ pub mod failure;
 pub mod gateway;
 pub mod generate;
 pub mod merge;
+pub mod model_server;
 pub mod pipeline;
 pub mod plan;
 pub mod rag;

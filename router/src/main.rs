@@ -3,6 +3,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use nearring_router::arguments::ModelServers;
 use nearring_router::router::RouterBuilder;
 use nearring_router::settings::Settings;
 use tokio_stream::StreamExt;
@@ -20,9 +21,11 @@ struct Arguments {
     /// Where clients connect.
     #[arg(long, env = "NEARRING_LISTEN", default_value = "0.0.0.0:6334")]
     listen: String,
-    /// Where Qdrant's clients connect (REST); "" = nowhere.
+    /// Where Qdrant's and OpenAI's clients connect (HTTP; the latter under /v1); "" = nowhere.
     #[arg(long, env = "NEARRING_REST_LISTEN", default_value = "0.0.0.0:6333")]
     rest_listen: String,
+    #[command(flatten)]
+    models: ModelServers,
     /// Deadline of reads that give none, in milliseconds.
     #[arg(long, env = "NEARRING_READ_DEADLINE_MS", default_value_t = 5_000)]
     read_deadline_ms: u64,
@@ -73,6 +76,7 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     settings.deadlines.read = Duration::from_millis(arguments.read_deadline_ms);
     settings.deadlines.write = Duration::from_millis(arguments.write_deadline_ms);
     settings.limits.in_flight = arguments.in_flight;
+    arguments.models.apply(&mut settings, |name| std::env::var(name).ok())?;
     let listener = tokio::net::TcpListener::bind(&arguments.listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
     tracing::info!(address = %listener.local_addr()?, "listening");

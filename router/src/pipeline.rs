@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::cluster_view::ClusterView;
 use crate::compute::Compute;
-use crate::embed::Embedder;
+use crate::embed::Embedders;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
 use crate::settings::Settings;
@@ -36,7 +36,7 @@ pub struct Pipeline(Arc<Parts>);
 struct Parts {
     view: ClusterView,
     settings: Settings,
-    embedder: Arc<dyn Embedder>,
+    embedders: Embedders,
     generator: Arc<dyn Generator>,
     embedding: Semaphore,
     compute: Compute,
@@ -53,17 +53,27 @@ impl Pipeline {
     pub fn new(
         view: ClusterView,
         settings: Settings,
-        embedder: Arc<dyn Embedder>,
+        embedders: Embedders,
         generator: Arc<dyn Generator>,
         compute: Compute,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
-        Self(Arc::new(Parts { view, settings, embedder, generator, embedding, compute }))
+        Self(Arc::new(Parts { view, settings, embedders, generator, embedding, compute }))
     }
 
     /// What it was started with.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// What it can embed with.
+    pub fn embedders(&self) -> &Embedders {
+        &self.0.embedders
+    }
+
+    /// Where work that holds up the runtime goes.
+    pub fn compute(&self) -> Compute {
+        self.0.compute
     }
 
     /// What it knows of the cluster.

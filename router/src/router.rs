@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use nearring_proto::clock::Clock;
 use nearring_proto::collection::InvalidInput;
 use nearring_proto::wire::Dial;
 use nearring_proto::wire::nearring_server::NearringServer;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster_view::ClusterView;
 use crate::compute::Compute;
-use crate::embed::{EmbedError, Embedder, Static256};
+use crate::embed::{self, EmbedError, Embedder, Embedders, Static256};
 use crate::gateway::native::Native;
-use crate::generate::{Extractive, Generator};
+use crate::generate::{self, Extractive, Generator};
 use crate::pipeline::Pipeline;
 use crate::settings::Settings;
 
@@ -42,6 +44,9 @@ pub enum RouterError {
     /// The server failed.
     #[error("the server failed: {0}")]
     Server(#[from] tonic::transport::Error),
+    /// The HTTP server failed.
+    #[error("the HTTP server failed: {0}")]
+    Http(io::Error),
 }
 
 impl RouterBuilder {
@@ -62,13 +67,13 @@ impl RouterBuilder {
         self
     }
 
-    /// Embeds with this.
+    /// Embeds with this first, rather than with what the settings say.
     pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
         self.embedder = Some(embedder);
         self
     }
 
-    /// Writes answers with this.
+    /// Writes answers with this, rather than with what the settings say.
     pub fn generator(mut self, generator: Arc<dyn Generator>) -> Self {
         self.generator = Some(generator);
         self
@@ -86,18 +91,32 @@ impl RouterBuilder {
     /// [`RouterError`] for settings or an embedder that cannot work.
     pub fn start(self) -> Result<Router, RouterError> {
         self.settings.check()?;
-        let embedder: Arc<dyn Embedder> = match self.embedder {
-            Some(embedder) => embedder,
-            None => Static256::shared()?,
-        };
-        let generator = self.generator.unwrap_or_else(|| Arc::new(Extractive::new(embedder.clone())));
         let dial = self.dial.unwrap_or_else(tcp);
         #[allow(clippy::disallowed_methods, reason = "the seed of a router that is given none")]
         let seed = self.seed.unwrap_or_else(rand::random);
+        let built_in: Arc<dyn Embedder> = Static256::shared()?;
+        let first: Arc<dyn Embedder> = match (self.embedder, &self.settings.embedder) {
+            (Some(embedder), _) => embedder,
+            (None, None) => built_in.clone(),
+            (None, Some(settings)) => {
+                let server = embed::OpenAi::new(settings.server.clone(), settings.dimension, seed);
+                Arc::new(server.map_err(|error| within("embedder", error))?)
+            }
+        };
+        let generator: Arc<dyn Generator> = match (self.generator, &self.settings.generator) {
+            (Some(generator), _) => generator,
+            // It compares hundreds of sentences for each question: not with a server.
+            (None, None) => Arc::new(Extractive::new(built_in.clone())),
+            (None, Some(settings)) => {
+                let server = generate::OpenAi::new(settings.clone(), seed);
+                Arc::new(server.map_err(|error| within("generator", error))?)
+            }
+        };
+        let embedders = Embedders::new(first, [built_in]);
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
-        let pipeline = Pipeline::new(view, self.settings, embedder, generator, self.compute);
+        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute);
         Ok(Router { native: Native::new(pipeline), _watch: watch })
     }
 
@@ -134,9 +153,25 @@ impl Router {
         NearringServer::new(self.native.clone()).max_decoding_message_size(most).max_encoding_message_size(most)
     }
 
-    /// The REST API that Qdrant's clients speak, to be served on a listener of its own.
+    /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
     pub fn rest(&self) -> axum::Router {
-        crate::gateway::qdrant::app(self.pipeline().clone())
+        let openai = crate::gateway::openai::app(self.pipeline().clone(), Clock::system());
+        crate::gateway::qdrant::app(self.pipeline().clone()).nest("/v1", openai)
+    }
+
+    /// Serves [`Router::rest`] on a listener until `shutdown` is done; requests under way are finished.
+    ///
+    /// # Errors
+    /// [`RouterError::Http`].
+    pub async fn serve_rest<F>(self, listener: TcpListener, shutdown: F) -> Result<(), RouterError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+            // Without it the pieces of an answer wait for each other. A connection that cannot be told so works all the same.
+            let _ = stream.set_nodelay(true);
+        });
+        axum::serve(listener, self.rest()).with_graceful_shutdown(shutdown).await.map_err(RouterError::Http)
     }
 
     /// Serves `incoming` connections until `shutdown` is done; requests under way are finished.
@@ -152,6 +187,10 @@ impl Router {
         let server = tonic::transport::Server::builder().add_service(self.service());
         Ok(server.serve_with_incoming_shutdown(incoming, shutdown).await?)
     }
+}
+
+fn within(outer: &str, error: InvalidInput) -> InvalidInput {
+    InvalidInput::new(format!("{outer}.{}", error.field), error.reason)
 }
 
 /// Reaches nodes over TCP. A connection whose peer has vanished without a word is noticed by unanswered pings, so that

@@ -5,6 +5,8 @@ use std::time::Duration;
 use nearring_proto::collection::InvalidInput;
 use nearring_proto::wire::is_host_port;
 
+use crate::model_server::ModelServerSettings;
+
 /// Everything a router needs to know before it can start. [`Settings::check`] before use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -14,6 +16,19 @@ pub struct Settings {
     pub deadlines: Deadlines,
     /// Bounds on memory.
     pub limits: Limits,
+    /// Writes the answers; without it the built-in generator quotes the passages.
+    pub generator: Option<ModelServerSettings>,
+    /// Embeds where it is named, and first where none is; the built-in embedder stays beside it.
+    pub embedder: Option<EmbedderSettings>,
+}
+
+/// A model server that embeds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EmbedderSettings {
+    /// Where it is.
+    pub server: ModelServerSettings,
+    /// Components of its model's vectors.
+    pub dimension: usize,
 }
 
 /// How long a request may take, where its caller does not say and at the most.
@@ -76,7 +91,7 @@ impl Default for Limits {
 impl Settings {
     /// Settings with every default filled in.
     pub fn new(nodes: Vec<String>) -> Self {
-        Self { nodes, deadlines: Deadlines::default(), limits: Limits::default() }
+        Self { nodes, deadlines: Deadlines::default(), limits: Limits::default(), generator: None, embedder: None }
     }
 
     /// Checks what can be checked without touching the network.

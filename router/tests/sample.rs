@@ -95,7 +95,7 @@ async fn the_documents_that_answer_are_found_and_cited() {
         let vector = sample.embedder.embed(&[&question.question]).await.unwrap().remove(0);
         let mut documents: Vec<String> = Vec::new();
         for hit in nearest(&sample.chunks, &vector, 50) {
-            let document = Passage::from_hit(&hit, "text").unwrap().document;
+            let document = Passage::from_hit(&hit, &"text".into()).unwrap().document;
             if !documents.contains(&document) {
                 documents.push(document);
             }
@@ -140,7 +140,7 @@ async fn ask(sample: &Sample, question: &str) -> (String, Vec<String>) {
         let hits = nearest(&chunks, &wanted.vector, wanted.limit);
         Ok::<_, std::convert::Infallible>(Retrieved { hits, coverage: Coverage::default() })
     };
-    let events: Vec<_> = answerer.answer(question, search).collect().await;
+    let events: Vec<_> = answerer.answer(question.into(), search).collect().await;
     let (mut text, mut passages, mut documents) = (String::new(), Vec::new(), Vec::new());
     for event in events {
         match event.unwrap() {

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokenizers::Tokenizer;
 
 use super::{EmbedError, Embedder, npy};
+use crate::failure::ModelFailure;
 
 const NAME: &str = "static256";
 const DIMENSION: usize = 256;
@@ -107,7 +108,7 @@ impl std::fmt::Debug for Static256 {
 }
 
 fn failed(reason: String) -> EmbedError {
-    EmbedError::Failed { embedder: NAME.to_owned(), reason }
+    EmbedError::Failed { embedder: NAME.to_owned(), failure: ModelFailure::Broken, reason }
 }
 
 #[cfg(test)]

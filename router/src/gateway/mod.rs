@@ -1,3 +1,4 @@
 //! Doors: each decodes requests, calls the [`crate::pipeline`], encodes answers, and decides nothing else.
 pub mod native;
+pub mod openai;
 pub mod qdrant;

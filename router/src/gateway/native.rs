@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, SearchAnswer, Wants, WriteAnswer};
 use crate::plan::ReadOptions;
-use crate::rag::answer::AnswerEvent;
+use crate::rag::answer::{AnswerEvent, Question};
 
 /// The service. Cheap to clone; clones share everything.
 #[derive(Clone)]
@@ -145,7 +145,7 @@ fn answer_event(event: AnswerEvent) -> wire::AnswerEvent {
             })
         }
         AnswerEvent::Delta { text, citations } => Event::Delta(Delta { text, citations }),
-        AnswerEvent::Done { cited, answered, generator } => Event::Done(Done { cited, answered, generator }),
+        AnswerEvent::Done { cited, answered, generator, finish: _ } => Event::Done(Done { cited, answered, generator }),
     };
     wire::AnswerEvent { event: Some(event) }
 }
@@ -422,7 +422,13 @@ impl Nearring for Native {
         let request = request.into_inner();
         let permit = self.admit(request.format)?;
         let (filter, options) = (filter(request.filter)?, options(request.read)?);
-        let answer = self.pipeline.ask(&request.collection, &request.question, request.passages, filter, options);
+        let answer = self.pipeline.ask(
+            &request.collection,
+            Question::from(request.question.as_str()),
+            request.passages,
+            filter,
+            options,
+        );
         let events = answer.await?.map(move |event| {
             let _held = &permit; // an answer counts as under way until its stream is dropped
             event.map(answer_event).map_err(Status::from)

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::sentences::sentences;
-use super::{GenerateError, GenerateRequest, Generator};
+use super::{GenerateError, GenerateRequest, Generated, Generator};
 use crate::embed::{EmbedError, Embedder, cosine};
 use crate::rag::context::Passage;
 use crate::rag::prompt::without_markers;
@@ -61,8 +61,8 @@ impl Extractive {
                 .collect()),
             // A question without a single known word is answered by nothing.
             Err(EmbedError::NothingKnown { .. }) => Ok(vec![Self::NOTHING_FOUND.to_owned()]),
-            Err(error @ EmbedError::Failed { .. }) => {
-                Err(GenerateError { generator: Self::NAME.to_owned(), reason: error.to_string() })
+            Err(ref error @ EmbedError::Failed { failure, .. }) => {
+                Err(GenerateError { generator: Self::NAME.to_owned(), failure, reason: error.to_string() })
             }
         }
     }
@@ -114,11 +114,13 @@ impl Generator for Extractive {
         Self::NAME
     }
 
-    fn generate(&self, request: GenerateRequest) -> BoxStream<'static, Result<String, GenerateError>> {
+    fn generate(&self, request: GenerateRequest) -> BoxStream<'static, Result<Generated, GenerateError>> {
         let pieces = futures::stream::once(self.clone().pieces(request));
         pieces
             .flat_map(|pieces| match pieces {
-                Ok(pieces) => futures::stream::iter(pieces.into_iter().map(Ok).collect::<Vec<_>>()),
+                Ok(pieces) => {
+                    futures::stream::iter(pieces.into_iter().map(|text| Ok(Generated::Text(text))).collect::<Vec<_>>())
+                }
                 Err(error) => futures::stream::iter(vec![Err(error)]),
             })
             .boxed()
@@ -157,13 +159,23 @@ mod tests {
 
     use super::*;
     use crate::embed::Static256;
+    use crate::generate::Sampling;
     use crate::rag::context::{Budget, pack, tests::passage};
 
     async fn answer(question: &str, passages: &[&str]) -> String {
         let passages = (0..).zip(passages).map(|(n, text)| passage(&format!("d{n}#0000"), text)).collect();
-        let request = GenerateRequest { question: question.into(), passages: pack(passages, Budget::default()) };
+        let request = GenerateRequest {
+            question: question.into(),
+            passages: pack(passages, Budget::default()),
+            turns: vec![],
+            sampling: Sampling::default(),
+        };
         let generator = Extractive::new(Static256::shared().unwrap());
-        generator.generate(request).try_collect::<Vec<_>>().await.unwrap().concat()
+        let text = |piece| match piece {
+            Generated::Text(text) => text,
+            Generated::Finished(finish) => panic!("{finish:?}"),
+        };
+        generator.generate(request).map_ok(text).try_collect::<Vec<_>>().await.unwrap().concat()
     }
 
     const TEXTS: [&str; 2] = [

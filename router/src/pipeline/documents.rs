@@ -1,10 +1,11 @@
 //! Documents in, answers out.
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use nearring_proto::collection::{CollectionSpec, DocumentSpec};
+use nearring_proto::collection::{Collection, CollectionSpec, DocumentSpec};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{RequestId, ShardId, Version};
 use nearring_proto::payload;
@@ -17,11 +18,11 @@ use nearring_proto::write::Point;
 use super::writes::joined;
 use super::{Found, Pipeline, WriteAnswer};
 use crate::documents::{ChunkSettings, Document, DocumentError, Format};
-use crate::embed::EmbedError;
+use crate::embed::{EmbedError, Embedder};
 use crate::failure::{Error, Kind};
 use crate::plan::ReadOptions;
-use crate::rag::answer::{AnswerError, AnswerEvent, Answerer, Retrieved, Wanted};
-use crate::rag::context::Budget;
+use crate::rag::answer::{AnswerError, AnswerEvent, Answerer, Question, Retrieved, Wanted};
+use crate::rag::context::{Budget, TextField};
 use crate::write::{Sending, ShardWrite, write_all};
 
 /// What putting a document did.
@@ -37,6 +38,14 @@ pub struct DocumentWritten {
     pub version: Version,
 }
 
+/// How a collection's questions are answered.
+struct Answering {
+    embedder: Arc<dyn Embedder>,
+    /// The named vector that is searched.
+    vector: String,
+    text_field: TextField,
+}
+
 /// An answer as it comes.
 pub type AskAnswer = BoxStream<'static, Result<AnswerEvent, Error>>;
 
@@ -50,7 +59,7 @@ impl From<EmbedError> for Error {
     fn from(error: EmbedError) -> Self {
         let kind = match error {
             EmbedError::NothingKnown { .. } => Kind::Invalid,
-            EmbedError::Failed { .. } => Kind::NotDone,
+            EmbedError::Failed { failure, .. } => failure.into(),
         };
         Self::new(kind, error.to_string())
     }
@@ -64,15 +73,19 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Kind::Precondition`] saying what does not fit.
-    pub(super) fn check_documents<'a>(&self, spec: &'a CollectionSpec) -> Result<&'a DocumentSpec, Error> {
+    pub(super) fn check_documents<'a>(
+        &self,
+        spec: &'a CollectionSpec,
+    ) -> Result<(&'a DocumentSpec, &Arc<dyn Embedder>), Error> {
         let refuse = |reason: String| Error::new(Kind::Precondition, format!("collection {:?}: {reason}", spec.name));
         let documents = spec.documents.as_ref();
         let documents = documents.ok_or_else(|| refuse("takes no documents; create it with `documents`".into()))?;
-        let embedder = &self.0.embedder;
-        if documents.embedder != embedder.name() {
-            let (theirs, ours) = (&documents.embedder, embedder.name());
-            return Err(refuse(format!("its vectors come from the embedder {theirs:?}, this router has {ours:?}")));
-        }
+        // "" would be this router's first, whichever that is.
+        let named = Some(documents.embedder.as_str()).filter(|name| !name.is_empty());
+        let embedder = named.and_then(|name| self.embedders().get(name)).ok_or_else(|| {
+            let (theirs, ours) = (&documents.embedder, self.embedders().names());
+            refuse(format!("its vectors come from the embedder {theirs:?}, this router has {ours}"))
+        })?;
         let dimension = spec.vectors.get(&documents.vector).map_or(0, |vector| vector.dimension as usize);
         if dimension != embedder.dimension() {
             let (name, gives) = (&documents.vector, embedder.dimension());
@@ -82,7 +95,50 @@ impl Pipeline {
             let (has, wants) = (&spec.routing_separator, Document::SEPARATOR);
             return Err(refuse(format!("its routing separator is {has:?}; documents need {wants:?}")));
         }
-        Ok(documents)
+        Ok((documents, embedder))
+    }
+
+    /// How questions of a collection are answered. One that takes documents records it. Any other is taken to have been filled
+    /// by a program that embedded texts elsewhere, and is searched by its first vector (by name; "" is first) of as many
+    /// components as an embedder of this router has: whether it is the same embedder, only the user knows.
+    fn answering(&self, spec: &CollectionSpec) -> Result<Answering, Error> {
+        if spec.documents.is_some() {
+            let (documents, embedder) = self.check_documents(spec)?;
+            return Ok(Answering {
+                embedder: embedder.clone(),
+                vector: documents.vector.clone(),
+                text_field: TextField::Named(documents.text_field.clone()),
+            });
+        }
+        let fitting = spec.vectors.iter().find_map(|(name, vector)| {
+            let embedder = self.embedders().fitting(vector.dimension as usize)?;
+            Some(Answering { embedder: embedder.clone(), vector: name.clone(), text_field: TextField::Usual })
+        });
+        fitting.ok_or_else(|| {
+            let ours =
+                self.embedders().iter().map(|embedder| format!("{:?} {}", embedder.name(), embedder.dimension()));
+            let ours = ours.collect::<Vec<_>>().join(", ");
+            let reason = format!("none of its vectors has the components of an embedder of this router ({ours})");
+            Error::new(Kind::Precondition, format!("collection {:?}: {reason}; search it by vector", spec.name))
+        })
+    }
+
+    /// The collections of which questions can be asked, by name.
+    ///
+    /// # Errors
+    /// [`Kind::NotDone`] where no node was reached yet.
+    pub async fn answerable(&self) -> Result<Vec<Collection>, Error> {
+        let all = self.list_collections().await?;
+        Ok(all.into_iter().filter(|collection| self.answering(&collection.spec).is_ok()).collect())
+    }
+
+    /// Whether questions of this collection can be asked.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Precondition`] saying what is missing.
+    pub async fn check_answerable(&self, collection: &str) -> Result<(), Error> {
+        let found = self.described(collection, self.read_until(None)).await?;
+        self.answering(&found.collection.spec).map(drop)
     }
 
     /// Replaces a document: afterwards exactly its chunks are there.
@@ -114,7 +170,7 @@ impl Pipeline {
         let sending = Sending { request, harmless: false, until: self.write_until(deadline) };
         let found = self.collection(collection, sending.until).await?;
         let spec = &found.collection.spec;
-        let documents = self.check_documents(spec)?;
+        let (documents, embedder) = self.check_documents(spec)?;
         let chunks = document.chunks(&ChunkSettings::default())?;
         if chunks.len() > limits.batch_points {
             let reason = format!("makes {} chunks, at most {} are allowed", chunks.len(), limits.batch_points);
@@ -122,7 +178,7 @@ impl Pipeline {
         }
         // A chunk of nothing the embedder knows (a rule, a number table) is stored all the same, without a vector.
         let texts: Vec<String> = chunks.iter().map(|chunk| chunk.embedded_text(&document)).collect();
-        let vectors = self.embed_each(texts).await?;
+        let vectors = self.embed_each(embedder, texts).await?;
         let mut points = Vec::with_capacity(chunks.len());
         for (chunk, vector) in chunks.iter().zip(vectors) {
             let payload = chunk.payload(&document, &documents.text_field)?;
@@ -179,15 +235,15 @@ impl Pipeline {
         }
     }
 
-    /// Texts to vectors of unit length; `embedder` "" means this router's.
+    /// Texts to vectors of unit length; `embedder` "" means this router's first.
     ///
     /// # Errors
     /// [`Kind::Invalid`] naming the field.
     pub async fn embed(&self, embedder: &str, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Error> {
-        let ours = self.0.embedder.name();
-        if !embedder.is_empty() && embedder != ours {
-            return Err(Error::invalid("embedder", format!("{embedder:?} is not here; this router has {ours:?}")));
-        }
+        let embedder = self.embedders().get(embedder).ok_or_else(|| {
+            let ours = self.embedders().names();
+            Error::invalid("embedder", format!("{embedder:?} is not here; this router has {ours}"))
+        })?;
         let limits = self.settings().limits;
         if texts.is_empty() || texts.len() > limits.batch_points {
             let reason = format!("has {} entries, give 1 to {}", texts.len(), limits.batch_points);
@@ -200,7 +256,7 @@ impl Pipeline {
                 format!("have {bytes} bytes, at most {} are allowed", limits.batch_bytes),
             ));
         }
-        self.embed_pooled(move |embedder| async move {
+        self.embed_pooled(embedder, move |embedder| async move {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             embedder.embed(&texts).await.map_err(Error::from)
         })
@@ -208,8 +264,19 @@ impl Pipeline {
     }
 
     /// A vector for each text that holds a word the embedder knows.
-    async fn embed_each(&self, texts: Vec<String>) -> Result<Vec<Option<Vec<f32>>>, Error> {
-        self.embed_pooled(move |embedder| async move {
+    async fn embed_each(
+        &self,
+        embedder: &Arc<dyn Embedder>,
+        texts: Vec<String>,
+    ) -> Result<Vec<Option<Vec<f32>>>, Error> {
+        self.embed_pooled(embedder, move |embedder| async move {
+            // All at once where that goes: an embedder may be a server.
+            let all: Vec<&str> = texts.iter().map(String::as_str).collect();
+            match embedder.embed(&all).await {
+                Ok(vectors) => return Ok(vectors.into_iter().map(Some).collect()),
+                Err(EmbedError::NothingKnown { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
             let mut vectors = Vec::with_capacity(texts.len());
             for text in &texts {
                 match embedder.embed(&[text]).await {
@@ -224,28 +291,28 @@ impl Pipeline {
     }
 
     /// Runs embedding work where it may block, so many at a time.
-    async fn embed_pooled<T, F, W>(&self, work: F) -> Result<T, Error>
+    async fn embed_pooled<T, F, W>(&self, embedder: &Arc<dyn Embedder>, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>>,
-        F: FnOnce(std::sync::Arc<dyn crate::embed::Embedder>) -> W + Send + 'static,
+        F: FnOnce(Arc<dyn Embedder>) -> W + Send + 'static,
     {
-        let embedder = self.0.embedder.clone();
+        let embedder = embedder.clone();
         let closed = |_| Error::new(Kind::NotDone, "the router is stopping; nothing was changed");
         let _permit = self.0.embedding.acquire().await.map_err(closed)?;
         let done = self.0.compute.run(move || work(embedder)).await;
         done.map_err(|error| Error::new(Kind::Internal, format!("embedding: {error}")))?
     }
 
-    /// Answers a question from a collection's documents, as a stream. `passages` 0 means the default number.
+    /// Answers a question from a collection's documents, or from points with a text that other programs wrote, as a stream.
+    /// `passages` 0 means the default number.
     ///
     /// # Errors
-    /// [`Kind::Precondition`] where the collection has no documents of this router's embedder. What fails later ends
-    /// the stream.
+    /// [`Kind::Precondition`] where no embedder of this router fits the collection. What fails later ends the stream.
     pub async fn ask(
         &self,
         collection: &str,
-        question: &str,
+        question: Question,
         passages: u32,
         filter: Option<Filter>,
         options: ReadOptions,
@@ -260,18 +327,18 @@ impl Pipeline {
             filter.check()?;
         }
         let found = self.collection(collection, self.read_until(options.deadline)).await?;
-        let documents = self.check_documents(&found.collection.spec)?.clone();
+        let answering = self.answering(&found.collection.spec)?;
         let mut budget = Budget::default();
         if passages > 0 {
             budget.passages = passages as usize;
         }
         let answerer = Answerer {
-            embedder: self.0.embedder.clone(),
+            embedder: answering.embedder,
             generator: self.0.generator.clone(),
-            text_field: documents.text_field,
+            text_field: answering.text_field,
             budget,
         };
-        let (pipeline, collection, vector_name) = (self.clone(), collection.to_owned(), documents.vector);
+        let (pipeline, collection, vector_name) = (self.clone(), collection.to_owned(), answering.vector);
         let search = move |wanted: Wanted| async move {
             let query = SearchQuery {
                 vector_name,
@@ -295,7 +362,7 @@ impl Pipeline {
                 }
                 AnswerError::Embed(error) => error.into(),
                 AnswerError::Question { .. } => Error::new(Kind::Invalid, error.to_string()),
-                AnswerError::Generate(error) => Error::new(Kind::NotDone, error.to_string()),
+                AnswerError::Generate(error) => Error::new(error.failure.into(), error.to_string()),
             })
         });
         Ok(events.boxed())

@@ -10,9 +10,9 @@ use nearring_proto::hit::Hit;
 use tokio::time::Instant;
 
 use super::citations::Citations;
-use super::context::{Budget, Passage, pack};
+use super::context::{Budget, Passage, TextField, pack};
 use crate::embed::{EmbedError, Embedder};
-use crate::generate::{GenerateError, GenerateRequest, Generator};
+use crate::generate::{Finish, GenerateError, GenerateRequest, Generated, Generator, Sampling, Turn};
 use crate::rerank::by_words;
 
 /// What a reader of an answer sees, in this order: stages as they end, the passages once, text, the end.
@@ -47,7 +47,26 @@ pub enum AnswerEvent {
         answered: bool,
         /// The generator's name.
         generator: String,
+        /// Why the text ends.
+        finish: Finish,
     },
+}
+
+/// What is asked.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Question {
+    /// The question as the user wrote it.
+    pub text: String,
+    /// What was said before, oldest first: for the generator. The search is for the question alone.
+    pub turns: Vec<Turn>,
+    /// How the generator is to choose its words.
+    pub sampling: Sampling,
+}
+
+impl From<&str> for Question {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), ..Self::default() }
+    }
 }
 
 /// What the caller's search is asked for.
@@ -95,8 +114,8 @@ pub struct Answerer {
     pub embedder: Arc<dyn Embedder>,
     /// Writes the answers.
     pub generator: Arc<dyn Generator>,
-    /// The payload field with a chunk's text, as the collection records it.
-    pub text_field: String,
+    /// Where a chunk's text stands.
+    pub text_field: TextField,
     /// How much the generator sees.
     pub budget: Budget,
 }
@@ -111,7 +130,7 @@ impl Answerer {
     /// the work.
     pub fn answer<S, F, E>(
         &self,
-        question: &str,
+        question: Question,
         search: S,
     ) -> impl Stream<Item = Result<AnswerEvent, AnswerError<E>>> + Send + use<S, F, E>
     where
@@ -119,7 +138,9 @@ impl Answerer {
         F: Future<Output = Result<Retrieved, E>> + Send + 'static,
         E: Send + 'static,
     {
-        let run = Run { answerer: self.clone(), question: question.trim().to_owned(), began: Instant::now() };
+        let mut question = question;
+        question.text = question.text.trim().to_owned();
+        let run = Run { answerer: self.clone(), question, began: Instant::now(), finish: Finish::default() };
         futures::stream::unfold((run, State::Embed(search)), |(mut run, state)| async move {
             let (event, next) = run.step(state).await?;
             Some((event, (run, next)))
@@ -132,7 +153,7 @@ enum State<S> {
     Embed(S),
     Search(S, Vec<f32>),
     Pack(Retrieved),
-    Generate(BoxStream<'static, Result<String, GenerateError>>, Citations),
+    Generate(BoxStream<'static, Result<Generated, GenerateError>>, Citations),
     /// The text is complete; what is left to report.
     Complete(Citations),
     Finish(Citations),
@@ -141,9 +162,10 @@ enum State<S> {
 
 struct Run {
     answerer: Answerer,
-    question: String,
+    question: Question,
     /// When the current stage began.
     began: Instant,
+    finish: Finish,
 }
 
 impl Run {
@@ -156,11 +178,11 @@ impl Run {
         loop {
             match state {
                 State::Embed(search) => {
-                    let got = self.question.len();
+                    let got = self.question.text.len();
                     if got == 0 || got > Answerer::QUESTION_BYTES_MAX {
                         return Some((Err(AnswerError::Question { got }), State::Ended));
                     }
-                    let vectors = self.answerer.embedder.embed(&[&self.question]).await;
+                    let vectors = self.answerer.embedder.embed(&[&self.question.text]).await;
                     return Some(match vectors {
                         Ok(mut vectors) => {
                             (Ok(self.stage("embed")), State::Search(search, vectors.pop().unwrap_or_default()))
@@ -178,16 +200,21 @@ impl Run {
                 State::Pack(Retrieved { hits, coverage }) => {
                     let field = &self.answerer.text_field;
                     let ranked = hits.iter().filter_map(|hit| Passage::from_hit(hit, field)).collect();
-                    let passages = pack(by_words(&self.question, ranked), self.answerer.budget);
+                    let passages = pack(by_words(&self.question.text, ranked), self.answerer.budget);
                     let citations = Citations::new(u32::try_from(passages.len()).unwrap_or(u32::MAX));
-                    let request = GenerateRequest { question: self.question.clone(), passages: passages.clone() };
+                    let Question { text: question, turns, sampling } = std::mem::take(&mut self.question);
+                    let request = GenerateRequest { question, passages: passages.clone(), turns, sampling };
                     let text = self.answerer.generator.generate(request);
                     let event = AnswerEvent::Passages { passages, coverage };
                     return Some((Ok(event), State::Generate(text, citations)));
                 }
                 State::Generate(mut text, mut citations) => {
                     let (ready, next) = match text.next().await {
-                        Some(Ok(piece)) => {
+                        Some(Ok(Generated::Finished(finish))) => {
+                            self.finish = finish;
+                            (citations.finish(), State::Complete(citations))
+                        }
+                        Some(Ok(Generated::Text(piece))) => {
                             let ready = citations.push(&piece);
                             (ready, State::Generate(text, citations))
                         }
@@ -207,7 +234,8 @@ impl Run {
                 State::Finish(citations) => {
                     let cited = citations.cited();
                     let generator = self.answerer.generator.name().to_owned();
-                    let event = AnswerEvent::Done { answered: !cited.is_empty(), cited, generator };
+                    let event =
+                        AnswerEvent::Done { answered: !cited.is_empty(), cited, generator, finish: self.finish };
                     return Some((Ok(event), State::Ended));
                 }
                 State::Ended => return None,
@@ -236,7 +264,7 @@ mod tests {
         Answerer {
             generator: Arc::new(Extractive::new(embedder.clone())),
             embedder,
-            text_field: "text".to_owned(),
+            text_field: "text".into(),
             budget: Budget::default(),
         }
     }
@@ -256,7 +284,7 @@ mod tests {
             assert_eq!((wanted.vector.len(), wanted.limit), (256, 30));
             found.map(|hits| Retrieved { hits, coverage: Coverage::default() })
         };
-        answerer().answer(question, search).collect().await
+        answerer().answer(question.into(), search).collect().await
     }
 
     fn names(events: &[Result<AnswerEvent, AnswerError<String>>]) -> Vec<&'static str> {
@@ -277,7 +305,8 @@ mod tests {
         assert_eq!(names(&events), ["embed", "search", "passages", "delta", "generate", "done"]);
         let text = "The queen ant lays all the eggs of the colony. [1]".to_owned();
         assert_eq!(events[3], Ok(AnswerEvent::Delta { text, citations: vec![1] }));
-        let done = AnswerEvent::Done { cited: vec![1], answered: true, generator: "extractive".into() };
+        let finish = Finish::Complete;
+        let done = AnswerEvent::Done { cited: vec![1], answered: true, generator: "extractive".into(), finish };
         assert_eq!(events[5], Ok(done));
     }
 

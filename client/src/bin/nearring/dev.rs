@@ -11,6 +11,7 @@ use nearring_client::{Client, Error, ErrorKind, wire};
 use nearring_node::identity::{self, Lock};
 use nearring_node::node::NodeBuilder;
 use nearring_proto::ids::NodeId;
+use nearring_router::arguments::ModelServers;
 use nearring_router::router::RouterBuilder;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +29,7 @@ include!(concat!(env!("OUT_DIR"), "/sample.rs"));
 
 const NODES: u16 = 3;
 const ROUTER_PORT: u16 = 6334;
+const HTTP_PORT: u16 = 6333;
 const FIRST_NODE_PORT: u16 = 7001;
 const SAMPLE: &str = "sample";
 const QUESTION: &str = "What do you call an error that vanishes as soon as you try to look at it with a debugger?";
@@ -41,29 +43,42 @@ pub(crate) struct Dev {
     #[arg(long, default_value = "nearring-data", value_name = "FOLDER")]
     data: PathBuf,
 
-    /// Moves all ports: the router to N, the nodes to N+1 to N+3. Without it the router is at 6334, the nodes at 7001 to
-    /// 7003.
+    /// Moves all ports: the router to N, the nodes to N+1 to N+3, the router's HTTP to N+4. Without it the router is at 6334,
+    /// the nodes at 7001 to 7003, HTTP at 6333.
     #[arg(long, value_name = "N")]
     port_base: Option<u16>,
 
     /// Import the sample collection that comes with nearring (248 articles of the Jargon File) and ask it a question.
     #[arg(long)]
     sample: bool,
+
+    #[command(flatten)]
+    models: ModelServers,
 }
 
-/// Ports of the router and the nodes.
-fn ports(base: Option<u16>) -> Result<(u16, Vec<u16>), Failure> {
-    let (router, first) = match base {
-        None => (ROUTER_PORT, FIRST_NODE_PORT),
-        Some(base) if base > 0 && base <= u16::MAX - NODES => (base, base + 1),
+/// Where everything listens.
+#[derive(PartialEq, Eq, Debug)]
+struct Ports {
+    /// The router's gRPC.
+    router: u16,
+    /// The router's HTTP.
+    http: u16,
+    nodes: Vec<u16>,
+}
+
+fn ports(base: Option<u16>) -> Result<Ports, Failure> {
+    let (router, first, http) = match base {
+        None => (ROUTER_PORT, FIRST_NODE_PORT, HTTP_PORT),
+        Some(base) if base > 0 && base < u16::MAX - NODES => (base, base + 1, base + NODES + 1),
         Some(base) => {
-            let most = u16::MAX - NODES;
+            let most = u16::MAX - NODES - 1;
             return Err(Failure::new(format!(
-                "--port-base {base}: give a port from 1 to {most}; it and the next {NODES} are used"
+                "--port-base {base}: give a port from 1 to {most}; it and the next {} are used",
+                NODES + 1
             )));
         }
     };
-    Ok((router, (first..=first + (NODES - 1)).collect()))
+    Ok(Ports { router, http, nodes: (first..=first + (NODES - 1)).collect() })
 }
 
 async fn bind(port: u16, whose: &str) -> Result<TcpListener, Failure> {
@@ -89,9 +104,10 @@ impl Dev {
         client: impl Fn(&str) -> Result<Client, Error>,
     ) -> Result<(), Failure> {
         log_to_stderr();
-        let (router_port, node_ports) = ports(self.port_base)?;
+        let Ports { router: router_port, http: http_port, nodes: node_ports } = ports(self.port_base)?;
         // All ports before anything starts, so that a busy one leaves nothing half done.
         let router = bind(router_port, "the router").await?;
+        let http = bind(http_port, "the router's HTTP").await?;
         let mut listeners = Vec::new();
         for (number, port) in (1_u64..).zip(&node_ports) {
             listeners.push((number, bind(*port, &format!("node {number}")).await?));
@@ -100,11 +116,16 @@ impl Dev {
 
         let _locks = lock(&self.data)?;
         let (stop, stopping) = watch::channel(false);
-        let mut servers = start(&self.data, router, listeners, &node_ports, &stopping);
+        let addresses: Vec<String> = node_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut settings = nearring_router::settings::Settings::new(addresses);
+        let variable = |name: &str| std::env::var(name).ok();
+        self.models.apply(&mut settings, variable).map_err(|error| Failure::new(error.to_string()))?;
+        let mut servers = start(&self.data, settings, (router, http), listeners, &node_ports, &stopping)?;
         let address = format!("127.0.0.1:{router_port}");
+        let http = format!("http://127.0.0.1:{http_port}");
         let client = client(&address)?;
         let ended = tokio::select! {
-            ended = self.work(output, &client, &address, &node_ports) => ended,
+            ended = self.work(output, &client, &address, &http, &node_ports) => ended,
             server = servers.join_next() => Err(match server {
                 Some(Ok(failure)) => failure,
                 Some(Err(error)) => Failure::new(format!("a server broke down: {error}")),
@@ -135,7 +156,14 @@ impl Dev {
     }
 
     /// What `dev` does once its servers run; does not end by itself unless it fails.
-    async fn work(&self, output: Output, client: &Client, address: &str, nodes: &[u16]) -> Result<(), Failure> {
+    async fn work(
+        &self,
+        output: Output,
+        client: &Client,
+        address: &str,
+        http: &str,
+        nodes: &[u16],
+    ) -> Result<(), Failure> {
         eprintln!("starting three nodes and a router on {}", self.data.display());
         until_ready(client).await?;
         if self.sample {
@@ -145,17 +173,20 @@ impl Dev {
             }
             let question =
                 wire::AskRequest { collection: SAMPLE.into(), question: QUESTION.into(), ..Default::default() };
-            ask(client, output, question).await?;
+            // A model server that does not answer is no reason not to serve.
+            if let Err(failure) = ask(client, output, question).await {
+                eprintln!("warning: the question was not answered: {failure}");
+            }
         }
         let ready = json!({
-            "ready": true, "router": address, "data": self.data.display().to_string(),
+            "ready": true, "router": address, "http": http, "data": self.data.display().to_string(),
             "nodes": nodes.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>(),
         });
-        output.write(&ready, || self.how_to_go_on(address))?;
+        output.write(&ready, || self.how_to_go_on(address, http))?;
         std::future::pending().await
     }
 
-    fn how_to_go_on(&self, address: &str) -> String {
+    fn how_to_go_on(&self, address: &str, http: &str) -> String {
         // Started as the README says, it is called as the README says.
         let own = if std::env::var_os("CARGO_MANIFEST_DIR").is_some() {
             "cargo nearring".to_owned()
@@ -167,6 +198,7 @@ impl Dev {
         let router = if self.port_base.is_some() { format!(" --router {address}") } else { String::new() };
         let mut text =
             format!("\nnearring is up: router {address}, data in {}. Ctrl-C stops it.\n", self.data.display());
+        text.push_str(&format!("Qdrant's clients find it at {http}, OpenAI's at {http}/v1.\n"));
         text.push_str("\nFrom another terminal:\n");
         if self.sample {
             text.push_str(&format!(
@@ -196,11 +228,13 @@ fn lock(data: &Path) -> Result<Vec<Lock>, Failure> {
 /// Starts the servers; each yields why it ended, which before the stop is a failure whatever it says.
 fn start(
     data: &Path,
-    router: TcpListener,
+    settings: nearring_router::settings::Settings,
+    (grpc, http): (TcpListener, TcpListener),
     listeners: Vec<(u64, TcpListener)>,
     node_ports: &[u16],
     stopping: &watch::Receiver<bool>,
-) -> JoinSet<Failure> {
+) -> Result<JoinSet<Failure>, Failure> {
+    let router = RouterBuilder::new(settings).start().map_err(|error| Failure::new(format!("the router: {error}")))?;
     let addresses: Vec<String> = node_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let seeds: Vec<(NodeId, String)> = (1..).map(NodeId).zip(addresses.iter().cloned()).collect();
     let mut servers = JoinSet::new();
@@ -216,15 +250,21 @@ fn start(
             }
         });
     }
-    let settings = nearring_router::settings::Settings::new(addresses);
-    let serve = RouterBuilder::new(settings).serve(incoming(router), stopped(stopping.clone()));
+    let serve_http = router.clone().serve_rest(http, stopped(stopping.clone()));
+    servers.spawn(async move {
+        match serve_http.await {
+            Ok(()) => Failure::new("the router's HTTP stopped"),
+            Err(error) => Failure::new(format!("the router: {error}")),
+        }
+    });
+    let serve = router.serve(incoming(grpc), stopped(stopping.clone()));
     servers.spawn(async move {
         match serve.await {
             Ok(()) => Failure::new("the router stopped"),
             Err(error) => Failure::new(format!("the router: {error}")),
         }
     });
-    servers
+    Ok(servers)
 }
 
 /// The connections that arrive. Small answers must not wait for more to come.
@@ -332,10 +372,11 @@ mod tests {
 
     #[test]
     fn a_port_base_moves_every_port_and_must_leave_room() {
-        assert_eq!(ports(None).unwrap(), (6334, vec![7001, 7002, 7003]));
-        assert_eq!(ports(Some(16334)).unwrap(), (16334, vec![16335, 16336, 16337]));
-        assert_eq!(ports(Some(65532)).unwrap(), (65532, vec![65533, 65534, 65535]));
-        assert!(ports(Some(65533)).is_err() && ports(Some(0)).is_err());
+        let ports_of = |router, http, nodes: [u16; 3]| Ports { router, http, nodes: nodes.to_vec() };
+        assert_eq!(ports(None).unwrap(), ports_of(6334, 6333, [7001, 7002, 7003]));
+        assert_eq!(ports(Some(16334)).unwrap(), ports_of(16334, 16338, [16335, 16336, 16337]));
+        assert_eq!(ports(Some(65531)).unwrap(), ports_of(65531, 65535, [65532, 65533, 65534]));
+        assert!(ports(Some(65532)).is_err() && ports(Some(0)).is_err());
     }
 
     #[test]

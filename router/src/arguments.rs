@@ -1,0 +1,126 @@
+//! The flags and variables that name model servers, for every program that starts a router.
+use std::time::Duration;
+
+use clap::Args;
+use nearring_proto::collection::InvalidInput;
+
+use crate::model_server::{ApiKey, ModelServerSettings};
+use crate::settings::{EmbedderSettings, Settings};
+
+/// The variable with the generator's key. There is no flag: every user of a machine can read a program's flags.
+pub const GENERATOR_KEY: &str = "NEARRING_GENERATOR_KEY";
+/// The variable with the embedder's key.
+pub const EMBEDDER_KEY: &str = "NEARRING_EMBEDDER_KEY";
+
+/// Servers that speak OpenAI's protocol, to write answers and to embed.
+#[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
+pub struct ModelServers {
+    /// Answers are written by a model behind this URL, for example http://127.0.0.1:8000/v1; its key, if it wants one, stands
+    /// in NEARRING_GENERATOR_KEY. Without it answers quote the passages.
+    #[arg(long, env = "NEARRING_GENERATOR_URL", value_name = "URL", requires = "generator_model")]
+    pub generator_url: Option<String>,
+    /// The model that writes answers.
+    #[arg(long, env = "NEARRING_GENERATOR_MODEL", value_name = "NAME")]
+    pub generator_model: Option<String>,
+    /// The longest silence of the generator, in milliseconds.
+    #[arg(long, env = "NEARRING_GENERATOR_TIMEOUT_MS", default_value_t = 30_000, value_name = "MS")]
+    pub generator_timeout_ms: u64,
+    /// Texts are embedded by a model behind this URL; its key, if it wants one, stands in NEARRING_EMBEDDER_KEY. The built-in
+    /// static256 stays.
+    #[arg(
+        long,
+        env = "NEARRING_EMBEDDER_URL",
+        value_name = "URL",
+        requires = "embedder_model",
+        requires = "embedder_dimension"
+    )]
+    pub embedder_url: Option<String>,
+    /// The model that embeds; collections record this name.
+    #[arg(long, env = "NEARRING_EMBEDDER_MODEL", value_name = "NAME")]
+    pub embedder_model: Option<String>,
+    /// Components of that model's vectors.
+    #[arg(long, env = "NEARRING_EMBEDDER_DIMENSION", value_name = "N")]
+    pub embedder_dimension: Option<usize>,
+    /// The longest silence of the embedder, in milliseconds.
+    #[arg(long, env = "NEARRING_EMBEDDER_TIMEOUT_MS", default_value_t = 30_000, value_name = "MS")]
+    pub embedder_timeout_ms: u64,
+}
+
+impl ModelServers {
+    /// Writes what was given into the settings; `variable` reads the environment, where the keys are.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] naming the flag.
+    pub fn apply(
+        &self,
+        settings: &mut Settings,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), InvalidInput> {
+        let key = |name| variable(name).as_deref().and_then(ApiKey::new);
+        let server = |url: &String, model: &Option<String>, timeout_ms, key| ModelServerSettings {
+            key,
+            idle: Duration::from_millis(timeout_ms),
+            ..ModelServerSettings::new(url, model.clone().unwrap_or_default())
+        };
+        let flag = |part: &str, error: InvalidInput| {
+            InvalidInput::new(
+                format!("--{part}-{}", if error.field == "idle" { "timeout-ms" } else { &error.field }),
+                error.reason,
+            )
+        };
+        if let Some(url) = &self.generator_url {
+            let server = server(url, &self.generator_model, self.generator_timeout_ms, key(GENERATOR_KEY));
+            server.check().map_err(|error| flag("generator", error))?;
+            settings.generator = Some(server);
+        }
+        if let Some(url) = &self.embedder_url {
+            let server = server(url, &self.embedder_model, self.embedder_timeout_ms, key(EMBEDDER_KEY));
+            server.check().map_err(|error| flag("embedder", error))?;
+            let dimension = self.embedder_dimension.unwrap_or_default();
+            settings.embedder = Some(EmbedderSettings { server, dimension });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        models: ModelServers,
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings, String> {
+        let program = Program::try_parse_from([&["router"], flags].concat()).map_err(|error| error.to_string())?;
+        let mut settings = Settings::new(vec!["10.0.0.1:7000".into()]);
+        let variable = |name: &str| Some(format!(" key of {name}\n"));
+        program.models.apply(&mut settings, variable).map_err(|error| error.to_string())?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn servers_are_read_with_their_keys_and_what_is_missing_is_named() {
+        assert_eq!(settings(&[]).unwrap(), Settings::new(vec!["10.0.0.1:7000".into()]));
+        let url = "http://127.0.0.1:8000/v1";
+        let given =
+            settings(&["--generator-url", url, "--generator-model", "m", "--generator-timeout-ms", "50"]).unwrap();
+        let server = given.generator.unwrap();
+        assert_eq!(
+            (server.idle, server.key),
+            (Duration::from_millis(50), ApiKey::new("key of NEARRING_GENERATOR_KEY"))
+        );
+        let flags = ["--embedder-url", url, "--embedder-model", "e", "--embedder-dimension", "384"];
+        assert_eq!(settings(&flags).unwrap().embedder.unwrap().dimension, 384);
+        assert!(settings(&flags[..4]).unwrap_err().contains("--embedder-dimension"));
+        let error = settings(&["--generator-url", "localhost", "--generator-model", "m"]).unwrap_err();
+        assert!(error.contains("--generator-url"), "{error}");
+        let error = settings(&["--generator-url", url, "--generator-model", "m", "--generator-timeout-ms", "0"]);
+        assert!(error.unwrap_err().contains("--generator-timeout-ms"));
+    }
+}
