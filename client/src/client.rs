@@ -189,6 +189,28 @@ impl Client {
         Ok(reply.existed)
     }
 
+    /// Gives collections further names, all in one step or none; every alias with its collection. What is done stays done
+    /// when an answer is lost: look at [`Client::list_aliases`] before a rename is repeated.
+    ///
+    /// # Errors
+    /// `NotFound` where a collection or an alias to rename does not exist, `InvalidInput` for a name that is taken; a transient
+    /// kind.
+    pub async fn change_aliases(&self, actions: Vec<wire::AliasAction>) -> Result<BTreeMap<String, String>, Error> {
+        let change = Some(wire::ChangeAliases { actions });
+        let request = wire::ChangeAliasesRequest { format: WIRE_FORMAT, change };
+        let reply = self.call(false, request, async |mut rpc, request| rpc.change_aliases(request).await).await?;
+        Ok(reply.aliases)
+    }
+
+    /// Every alias with its collection.
+    ///
+    /// # Errors
+    /// A transient kind.
+    pub async fn list_aliases(&self) -> Result<BTreeMap<String, String>, Error> {
+        let request = wire::ListAliasesRequest { format: WIRE_FORMAT };
+        Ok(self.call(true, request, async |mut rpc, request| rpc.list_aliases(request).await).await?.aliases)
+    }
+
     /// The placement table, and what every node says of itself.
     ///
     /// # Errors

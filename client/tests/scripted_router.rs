@@ -120,6 +120,8 @@ impl Nearring for Router {
         list_collections(wire::ListCollectionsRequest) -> wire::ListCollectionsReply;
         update_collection(wire::UpdateCollectionRequest) -> wire::CollectionInfo;
         delete_collection(wire::DeleteCollectionRequest) -> wire::DeleteCollectionReply;
+        change_aliases(wire::ChangeAliasesRequest) -> wire::ListAliasesReply;
+        list_aliases(wire::ListAliasesRequest) -> wire::ListAliasesReply;
         set_payload(wire::SetPayloadRequest) -> wire::WriteReply;
         delete(wire::DeleteRequest) -> wire::WriteReply;
         count(wire::CountRequest) -> wire::CountReply;

@@ -2,7 +2,7 @@
 use super::{DecodeError, check_format, each, required, unknown_enum, uuid, uuid_bytes};
 use crate::collection::Collection;
 use crate::ids::{ClusterId, CollectionId, Epoch, Incarnation, NodeId, ReplicaId, ShardId};
-use crate::placement::table::{Change, Node, Shard, ShardState, Table};
+use crate::placement::table::{AliasAction, Change, Node, Shard, ShardState, Table};
 use crate::wire::propose_meta_request as propose;
 use crate::{WIRE_FORMAT, wire};
 
@@ -89,6 +89,12 @@ impl TryFrom<wire::ClusterTable> for Table {
             shards: shards.into_iter().map(|shard| (shard.id, shard)).collect(),
             dropped: message.dropped.into_iter().map(dropped).collect(),
             next_id: message.next_id,
+            aliases: message.aliases.into_iter().map(|(alias, id)| (alias, CollectionId(id))).collect(),
+            attributes: message
+                .attributes
+                .into_iter()
+                .map(|row| (CollectionId(row.collection), row.values.into_iter().collect()))
+                .collect(),
         })
     }
 }
@@ -108,6 +114,12 @@ impl From<Table> for wire::ClusterTable {
             shards: table.shards.into_values().map(Into::into).collect(),
             dropped: table.dropped.into_iter().map(dropped).collect(),
             next_id: table.next_id,
+            aliases: table.aliases.into_iter().map(|(alias, id)| (alias, id.0)).collect(),
+            attributes: table
+                .attributes
+                .into_iter()
+                .map(|(id, values)| wire::CollectionAttributes { collection: id.0, values: values.into_iter().collect() })
+                .collect(),
         }
     }
 }
@@ -122,6 +134,10 @@ impl TryFrom<propose::Change> for Change {
             propose::Change::DeleteCollection(name) => Change::DeleteCollection(name),
             propose::Change::Join(join) => Change::Join(required(join.node, "node")?.into()),
             propose::Change::ShardReady(ready) => Change::ShardReady(ShardId(ready.shard)),
+            propose::Change::ChangeAliases(change) => Change::ChangeAliases(each(change.actions, "actions")?),
+            propose::Change::SetAttributes(set) => {
+                Change::SetAttributes { collection: set.collection, values: set.values.into_iter().collect() }
+            }
         })
     }
 }
@@ -134,6 +150,38 @@ impl From<Change> for propose::Change {
             Change::DeleteCollection(name) => propose::Change::DeleteCollection(name),
             Change::Join(node) => propose::Change::Join(propose::Join { node: Some(node.into()) }),
             Change::ShardReady(shard) => propose::Change::ShardReady(propose::ShardReady { shard: shard.0 }),
+            Change::ChangeAliases(actions) => propose::Change::ChangeAliases(wire::ChangeAliases {
+                actions: actions.into_iter().map(Into::into).collect(),
+            }),
+            Change::SetAttributes { collection, values } => propose::Change::SetAttributes(wire::SetAttributes {
+                collection,
+                values: values.into_iter().collect(),
+            }),
         }
+    }
+}
+
+impl TryFrom<wire::AliasAction> for AliasAction {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::AliasAction) -> Result<Self, DecodeError> {
+        use wire::alias_action::Kind;
+        Ok(match required(message.kind, "kind")? {
+            Kind::Assign(assign) => Self::Assign { alias: assign.alias, collection: assign.collection },
+            Kind::Remove(alias) => Self::Remove(alias),
+            Kind::Rename(rename) => Self::Rename { from: rename.from, to: rename.to },
+        })
+    }
+}
+
+impl From<AliasAction> for wire::AliasAction {
+    fn from(action: AliasAction) -> Self {
+        use wire::alias_action::{Assign, Kind, Rename};
+        let kind = match action {
+            AliasAction::Assign { alias, collection } => Kind::Assign(Assign { alias, collection }),
+            AliasAction::Remove(alias) => Kind::Remove(alias),
+            AliasAction::Rename { from, to } => Kind::Rename(Rename { from, to }),
+        };
+        Self { kind: Some(kind) }
     }
 }

@@ -18,7 +18,7 @@ use crate::hit::Hit;
 use crate::ids::{
     ClusterId, CollectionId, Epoch, Incarnation, NodeId, PointId, ReplicaId, RequestId, SessionId, ShardId, Version,
 };
-use crate::placement::table::{Change, Node, Shard, ShardState, Table};
+use crate::placement::table::{AliasAction, Change, Node, Shard, ShardState, Table};
 use crate::position::{Position, ReadLevel, ReadToken};
 use crate::query::SearchQuery;
 use crate::vector::{Metric, ScalarKind};
@@ -253,6 +253,8 @@ fn table() -> impl Strategy<Value = Table> {
             shards: shards.into_iter().map(|shard| (shard.id, shard)).collect(),
             dropped,
             next_id: numbers[1],
+            aliases: [("a".to_owned(), CollectionId(numbers[0]))].into(),
+            attributes: [(CollectionId(numbers[1]), [("k".to_owned(), "v".to_owned())].into())].into(),
         })
 }
 
@@ -263,6 +265,17 @@ fn change() -> impl Strategy<Value = Change> {
         update().prop_map(Change::UpdateCollection),
         ".{0,8}".prop_map(Change::DeleteCollection),
         any::<u64>().prop_map(|shard| Change::ShardReady(ShardId(shard))),
+        vec(alias_action(), 0..3).prop_map(Change::ChangeAliases),
+        (".{0,8}", btree_map(".{0,3}", ".{0,3}", 0..3))
+            .prop_map(|(collection, values)| Change::SetAttributes { collection, values }),
+    ]
+}
+
+fn alias_action() -> impl Strategy<Value = AliasAction> {
+    prop_oneof![
+        (".{0,8}", ".{0,8}").prop_map(|(alias, collection)| AliasAction::Assign { alias, collection }),
+        ".{0,8}".prop_map(AliasAction::Remove),
+        (".{0,8}", ".{0,8}").prop_map(|(from, to)| AliasAction::Rename { from, to }),
     ]
 }
 

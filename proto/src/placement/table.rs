@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::collection::{Collection, CollectionSpec, CollectionUpdate, InvalidInput};
+use crate::collection::{Collection, CollectionSpec, CollectionUpdate, InvalidInput, check_name};
 use crate::ids::{ClusterId, CollectionId, Epoch, Incarnation, NodeId, PointId, ReplicaId, ShardId};
 use crate::placement::ring::{HomeRing, NodeRing};
 
@@ -75,6 +75,12 @@ pub struct Table {
     pub dropped: BTreeMap<ShardId, Vec<ReplicaId>>,
     /// The next shard or collection id.
     pub next_id: u64,
+    /// Further names of collections.
+    #[serde(default)]
+    pub aliases: BTreeMap<String, CollectionId>,
+    /// What doors keep of a collection for their own clients, by key; the store gives it no meaning.
+    #[serde(default)]
+    pub attributes: BTreeMap<CollectionId, BTreeMap<String, String>>,
 }
 
 /// One thing the meta group decides.
@@ -90,6 +96,36 @@ pub enum Change {
     DeleteCollection(String),
     /// The shard's group is initialised and has a leader.
     ShardReady(ShardId),
+    /// Gives collections further names, all in one step or none.
+    ChangeAliases(Vec<AliasAction>),
+    /// Replaces attributes of a collection; an empty value removes one.
+    SetAttributes {
+        /// The collection's name.
+        collection: String,
+        /// By key.
+        values: BTreeMap<String, String>,
+    },
+}
+
+/// One change to the aliases.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum AliasAction {
+    /// The alias stands for this collection, whatever it stood for.
+    Assign {
+        /// The further name.
+        alias: String,
+        /// The collection's own name, or an alias of it.
+        collection: String,
+    },
+    /// The alias is gone. One that does not exist is no error.
+    Remove(String),
+    /// The alias has another name.
+    Rename {
+        /// The old one.
+        from: String,
+        /// The new one.
+        to: String,
+    },
 }
 
 /// What a change did.
@@ -153,6 +189,10 @@ impl Table {
     pub const DROPPED_MAX: usize = 65_536;
     /// The most shards a collection gets by default.
     pub const DEFAULT_SHARDS_MAX: usize = 16;
+    /// The most aliases.
+    pub const ALIASES_MAX: usize = 65_536;
+    /// The most bytes of one collection's attributes, keys and values.
+    pub const ATTRIBUTE_BYTES_MAX: usize = 262_144;
     /// Replicas of a shard by default, where there are as many nodes.
     pub const DEFAULT_REPLICAS: usize = 3;
 
@@ -166,12 +206,24 @@ impl Table {
             shards: BTreeMap::new(),
             dropped: BTreeMap::new(),
             next_id: 1,
+            aliases: BTreeMap::new(),
+            attributes: BTreeMap::new(),
         }
     }
 
-    /// The collection of this name.
+    /// The collection of this name or alias.
     pub fn collection(&self, name: &str) -> Option<&Collection> {
+        self.named(name).or_else(|| self.collections.get(self.aliases.get(name)?))
+    }
+
+    /// The collection whose own name this is.
+    pub fn named(&self, name: &str) -> Option<&Collection> {
         self.collections.values().find(|collection| collection.spec.name == name)
+    }
+
+    /// An attribute of a collection; "" where it has none of this key.
+    pub fn attribute(&self, collection: CollectionId, key: &str) -> &str {
+        self.attributes.get(&collection).and_then(|values| values.get(key)).map_or("", String::as_str)
     }
 
     /// The home shard of a point. Callers with many ids make one [`HomeRing`] of `collection.shards` and ask that.
@@ -202,6 +254,8 @@ impl Table {
                 applied.existed
             }
             Change::ShardReady(shard) => self.shard_ready(*shard)?,
+            Change::ChangeAliases(actions) => self.change_aliases(actions)?,
+            Change::SetAttributes { collection, values } => self.set_attributes(collection, values)?,
         };
         if changed {
             self.epoch.0 += 1;
@@ -255,8 +309,12 @@ impl Table {
 
     fn create_collection(&mut self, spec: &CollectionSpec) -> Result<Collection, Rejected> {
         spec.check()?;
-        if self.collection(&spec.name).is_some() {
+        if self.named(&spec.name).is_some() {
             return Err(Rejected::AlreadyExists { name: spec.name.clone() });
+        }
+        if self.aliases.contains_key(&spec.name) {
+            let reason = format!("{:?} is an alias of another collection; remove the alias first", spec.name);
+            return Err(InvalidInput::new("name", reason).into());
         }
         let spec = self.with_defaults(spec);
         let replicas = spec.replication_factor as usize;
@@ -295,7 +353,8 @@ impl Table {
     }
 
     fn update_collection(&mut self, update: &CollectionUpdate) -> Result<(Collection, bool), Rejected> {
-        let collection = self.collections.values_mut().find(|collection| collection.spec.name == update.name);
+        let id = self.collection(&update.name).map(|collection| collection.id);
+        let collection = id.and_then(|id| self.collections.get_mut(&id));
         let collection = collection.ok_or_else(|| Rejected::NotFound { name: update.name.clone() })?;
         let mut spec = collection.spec.clone();
         for path in &update.drop_payload_indexes {
@@ -326,12 +385,72 @@ impl Table {
     }
 
     fn delete_collection(&mut self, name: &str) -> bool {
-        let Some(id) = self.collection(name).map(|collection| collection.id) else { return false };
+        // By its own name only: who drops an alias's collection by mistake loses data that has another name.
+        let Some(id) = self.named(name).map(|collection| collection.id) else { return false };
         let shards = self.collections.remove(&id).map(|collection| collection.shards).unwrap_or_default();
+        self.aliases.retain(|_, collection| *collection != id);
+        self.attributes.remove(&id);
         for shard in shards {
             self.drop_shard(shard);
         }
         true
+    }
+
+    fn change_aliases(&mut self, actions: &[AliasAction]) -> Result<bool, Rejected> {
+        let mut aliases = self.aliases.clone();
+        for (at, action) in actions.iter().enumerate() {
+            let free = |alias: &str, field: &str| -> Result<(), Rejected> {
+                let field = format!("actions[{at}].{field}");
+                check_name(alias, &field)?;
+                if self.named(alias).is_some() {
+                    return Err(InvalidInput::new(field, format!("{alias:?} is the name of a collection")).into());
+                }
+                Ok(())
+            };
+            let missing = |name: &str| Rejected::NotFound { name: name.to_owned() };
+            match action {
+                AliasAction::Assign { alias, collection } => {
+                    free(alias, "alias")?;
+                    let named = self.named(collection).map(|collection| collection.id);
+                    let id = named.or_else(|| aliases.get(collection).copied()).ok_or_else(|| missing(collection))?;
+                    aliases.insert(alias.clone(), id);
+                }
+                AliasAction::Remove(alias) => drop(aliases.remove(alias)),
+                AliasAction::Rename { from, to } => {
+                    free(to, "to")?;
+                    let id = aliases.remove(from).ok_or_else(|| missing(from))?;
+                    aliases.insert(to.clone(), id);
+                }
+            }
+        }
+        if aliases.len() > Self::ALIASES_MAX {
+            let reason = format!("make {} aliases, at most {} are kept", aliases.len(), Self::ALIASES_MAX);
+            return Err(InvalidInput::new("actions", reason).into());
+        }
+        let changed = aliases != self.aliases;
+        self.aliases = aliases;
+        Ok(changed)
+    }
+
+    fn set_attributes(&mut self, name: &str, values: &BTreeMap<String, String>) -> Result<bool, Rejected> {
+        let id = self.collection(name).map(|collection| collection.id);
+        let id = id.ok_or_else(|| Rejected::NotFound { name: name.to_owned() })?;
+        let mut attributes = self.attributes.get(&id).cloned().unwrap_or_default();
+        attributes.extend(values.iter().map(|(key, value)| (key.clone(), value.clone())));
+        attributes.retain(|_, value| !value.is_empty());
+        let bytes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > Self::ATTRIBUTE_BYTES_MAX {
+            let reason = format!("have {bytes} bytes together, at most {} are kept", Self::ATTRIBUTE_BYTES_MAX);
+            return Err(InvalidInput::new("attributes", reason).into());
+        }
+        if self.attributes.get(&id).unwrap_or(&BTreeMap::new()) == &attributes {
+            return Ok(false);
+        }
+        match attributes.is_empty() {
+            true => self.attributes.remove(&id),
+            false => self.attributes.insert(id, attributes),
+        };
+        Ok(true)
     }
 
     fn shard_ready(&mut self, shard: ShardId) -> Result<bool, Rejected> {
@@ -413,6 +532,52 @@ pub(crate) mod tests {
         let home = table.home(&collection, &PointId::from("doc#1"));
         assert_eq!(home, table.home(&collection, &PointId::from("doc#2")));
         assert!(collection.shards.contains(&home));
+    }
+
+    #[test]
+    fn an_alias_stands_for_its_collection_until_that_is_gone() {
+        let mut table = table(3);
+        let (old, new) = (create(&mut table, spec("books-1")), create(&mut table, spec("books-2")));
+        let assign = |alias: &str, collection: &str| AliasAction::Assign { alias: alias.into(), collection: collection.into() };
+        let change = |table: &mut Table, actions: &[AliasAction]| table.apply(&Change::ChangeAliases(actions.to_vec()));
+        change(&mut table, &[assign("books", "books-1")]).unwrap();
+        assert_eq!(table.collection("books").unwrap().id, old.id);
+        // Switched in one step, and seen by the actions behind it.
+        let rename = AliasAction::Rename { from: "books".into(), to: "library".into() };
+        change(&mut table, &[assign("books", "books-2"), rename, assign("shelf", "library")]).unwrap();
+        assert_eq!((table.collection("books"), table.collection("shelf").unwrap().id), (None, new.id));
+        let epoch = table.epoch;
+        change(&mut table, &[AliasAction::Remove("books".into())]).unwrap();
+        assert_eq!(table.epoch, epoch, "nothing to remove");
+        let before = table.clone();
+        assert!(change(&mut table, &[assign("new", "books-1"), assign("books-1", "books-2")]).is_err(), "a collection's name");
+        assert!(change(&mut table, &[assign("new", "books-1"), assign("other", "films")]).is_err(), "no such collection");
+        assert!(change(&mut table, &[assign("a/b", "books-1")]).is_err());
+        assert!(table.apply(&Change::CreateCollection(spec("shelf"))).is_err(), "an alias");
+        assert!(!table.apply(&Change::DeleteCollection("shelf".into())).unwrap().existed, "by its own name only");
+        assert_eq!(table, before);
+        assert!(table.apply(&Change::DeleteCollection("books-2".into())).unwrap().existed);
+        assert!(table.aliases.is_empty());
+    }
+
+    #[test]
+    fn attributes_are_replaced_by_key_and_go_with_their_collection() {
+        let mut table = table(3);
+        let books = create(&mut table, spec("books")).id;
+        let set = |table: &mut Table, key: &str, value: &str| {
+            let values = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+            table.apply(&Change::SetAttributes { collection: "books".into(), values }).map(|applied| applied.epoch)
+        };
+        let first = set(&mut table, "door", "{}").unwrap();
+        assert_eq!(set(&mut table, "door", "{}").unwrap(), first, "as it was");
+        set(&mut table, "other", "x").unwrap();
+        assert_eq!((table.attribute(books, "door"), table.attribute(books, "none")), ("{}", ""));
+        set(&mut table, "other", "").unwrap();
+        assert_eq!(table.attributes[&books].len(), 1);
+        assert!(set(&mut table, "door", &"x".repeat(Table::ATTRIBUTE_BYTES_MAX)).is_err());
+        table.apply(&Change::DeleteCollection("books".into())).unwrap();
+        assert!(table.attributes.is_empty());
+        assert!(set(&mut table, "door", "{}").is_err());
     }
 
     #[test]

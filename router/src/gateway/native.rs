@@ -12,6 +12,7 @@ use nearring_proto::collection::{CollectionSpec, CollectionUpdate};
 use nearring_proto::convert::{DecodeError, check_format, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{NodeId, PointId, RequestId, SessionId, Version};
+use nearring_proto::placement::table::AliasAction;
 use nearring_proto::position::Position;
 use nearring_proto::query::SearchQuery;
 use nearring_proto::wire::nearring_server::Nearring;
@@ -198,6 +199,29 @@ impl Nearring for Native {
         let _permit = self.admit(request.format)?;
         let existed = self.pipeline.delete_collection(&request.name).await?;
         Ok(Response::new(wire::DeleteCollectionReply { existed }))
+    }
+
+    async fn change_aliases(
+        &self,
+        request: Request<wire::ChangeAliasesRequest>,
+    ) -> Result<Response<wire::ListAliasesReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let read = |(at, action)| {
+            AliasAction::try_from(action)
+                .map_err(|error: DecodeError| error.within(format_args!("change.actions[{at}]")))
+        };
+        let actions = request.change.ok_or_else(|| missing("change"))?.actions.into_iter().enumerate().map(read);
+        let actions: Vec<AliasAction> = actions.collect::<Result<_, _>>().map_err(Error::from)?;
+        Ok(Response::new(wire::ListAliasesReply { aliases: self.pipeline.change_aliases(actions).await? }))
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<wire::ListAliasesRequest>,
+    ) -> Result<Response<wire::ListAliasesReply>, Status> {
+        let _permit = self.admit(request.into_inner().format)?;
+        Ok(Response::new(wire::ListAliasesReply { aliases: self.pipeline.aliases().await? }))
     }
 
     async fn open_session(

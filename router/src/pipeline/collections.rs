@@ -1,9 +1,11 @@
 //! Collections: changes go to the meta group through any node, everything else is read from the table.
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nearring_proto::WIRE_FORMAT;
 use nearring_proto::collection::{Collection, CollectionSpec, CollectionUpdate};
-use nearring_proto::placement::table::Change;
+use nearring_proto::ids::CollectionId;
+use nearring_proto::placement::table::{AliasAction, Change};
 use nearring_proto::wire;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -80,11 +82,54 @@ impl Pipeline {
     /// As the meta group says.
     pub async fn delete_collection(&self, name: &str) -> Result<bool, Error> {
         let until = self.change_until();
-        let known = self.view().table().is_some_and(|table| table.collection(name).is_some());
+        let known = self.view().table().is_some_and(|table| table.named(name).is_some());
         let (reply, uncertain) = self.propose(Change::DeleteCollection(name.to_owned()), until).await;
         let reply = reply?;
         self.seen(reply.epoch, until).await;
         Ok(reply.existed || (uncertain && known))
+    }
+
+    /// Gives collections further names, all in one step or none, and returns every alias with its collection.
+    ///
+    /// # Errors
+    /// As the meta group says. Where an attempt's answer was lost the next one finds a renamed alias gone: that is
+    /// [`Kind::NotFound`], and the aliases tell.
+    pub async fn change_aliases(&self, actions: Vec<AliasAction>) -> Result<BTreeMap<String, String>, Error> {
+        let until = self.change_until();
+        let reply = self.propose(Change::ChangeAliases(actions), until).await.0?;
+        self.seen(reply.epoch, until).await;
+        self.aliases().await
+    }
+
+    /// Every alias with its collection's name.
+    ///
+    /// # Errors
+    /// [`Kind::NotDone`] where no node was reached yet.
+    pub async fn aliases(&self) -> Result<BTreeMap<String, String>, Error> {
+        let table = self.view().wait_for(self.read_until(None), |table| Some(table.clone())).await?;
+        let name = |id: &CollectionId| table.collections.get(id).map(|collection| collection.spec.name.clone());
+        Ok(table.aliases.iter().filter_map(|(alias, id)| Some((alias.clone(), name(id)?))).collect())
+    }
+
+    /// What a door keeps of a collection under a key; "" where it keeps nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`].
+    pub async fn attribute(&self, collection: &str, key: &str) -> Result<String, Error> {
+        let found = self.described(collection, self.read_until(None)).await?;
+        Ok(found.table.attribute(found.collection.id, key).to_owned())
+    }
+
+    /// Keeps something of a collection for a door; "" forgets it. At most [`Table::ATTRIBUTE_BYTES_MAX`](nearring_proto::placement::table::Table::ATTRIBUTE_BYTES_MAX) together.
+    ///
+    /// # Errors
+    /// As the meta group says.
+    pub async fn set_attribute(&self, collection: &str, key: &str, value: String) -> Result<(), Error> {
+        let until = self.change_until();
+        let values = BTreeMap::from([(key.to_owned(), value)]);
+        let reply = self.propose(Change::SetAttributes { collection: collection.to_owned(), values }, until).await.0?;
+        self.seen(reply.epoch, until).await;
+        Ok(())
     }
 
     /// One collection.

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use axum::extract::{Path, State};
 use nearring_proto::collection::{Collection, CollectionSpec, CollectionUpdate, FieldKind, IndexSpec, VectorSpec};
+use nearring_proto::filter::Filter;
+use nearring_proto::ids::ShardId;
+use nearring_proto::placement::table::AliasAction;
 use nearring_proto::vector::{Metric, ScalarKind};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -30,6 +33,36 @@ pub(super) struct Create {
     hnsw_config: Option<Hnsw>,
     #[serde(default)]
     sharding_method: Option<String>,
+    #[serde(flatten)]
+    _echoed: Echoed,
+}
+
+/// What is only told again; read for its shape.
+#[derive(Deserialize, Debug, Default)]
+struct Echoed {
+    #[serde(default, rename = "optimizers_config")]
+    _optimizers: Option<Map<String, Value>>,
+    #[serde(default, rename = "wal_config")]
+    _wal: Option<Map<String, Value>>,
+    #[serde(default, rename = "strict_mode_config")]
+    _strict_mode: Option<Map<String, Value>>,
+    #[serde(default, rename = "metadata")]
+    _metadata: Option<Map<String, Value>>,
+    #[serde(default, rename = "quantization_config")]
+    _quantization: Option<Quantization>,
+    #[serde(default, rename = "on_disk_payload")]
+    _on_disk_payload: Option<bool>,
+    #[serde(default, rename = "write_consistency_factor")]
+    _write_consistency_factor: Option<u32>,
+    #[serde(default, rename = "read_fan_out_factor")]
+    _read_fan_out_factor: Option<u32>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(untagged)]
+enum Quantization {
+    Kind(#[allow(dead_code, reason = "read for its shape")] Map<String, Value>),
+    Word(#[allow(dead_code, reason = "read for its shape")] String),
 }
 
 #[derive(Deserialize, Debug)]
@@ -78,33 +111,52 @@ impl OneVector {
     }
 }
 
+/// Which parts of a creation are kept to be told again. What has effect is told from the collection itself.
+const ECHOED: [&str; 11] = [
+    "hnsw_config",
+    "optimizers_config",
+    "wal_config",
+    "quantization_config",
+    "strict_mode_config",
+    "metadata",
+    "on_disk_payload",
+    "write_consistency_factor",
+    "read_fan_out_factor",
+    "sharding_method",
+    "vectors",
+];
+/// The key of what is told again.
+const ATTRIBUTE: &str = "qdrant";
+
 pub(super) async fn create(
     State(door): State<Door>,
     Path(name): Path<String>,
     asked: Asked,
-    Body(body): Body<Create>,
+    Body(body): Body<Value>,
 ) -> Answer<bool> {
-    if body.sparse_vectors.is_some_and(|sparse| !sparse.is_empty()) {
+    let Create { vectors, sparse_vectors, shard_number, replication_factor, hnsw_config, sharding_method, _echoed } =
+        super::typed(&body)?;
+    if sparse_vectors.is_some_and(|sparse| !sparse.is_empty()) {
         return Err(not_supported("sparse vectors"));
     }
-    if body.sharding_method.is_some_and(|method| method != "auto") {
+    if sharding_method.is_some_and(|method| method != "auto") {
         return Err(not_supported("custom sharding"));
     }
-    let vectors = match body.vectors {
+    let vectors = match vectors {
         None => BTreeMap::new(),
         Some(VectorParams::One(one)) => BTreeMap::from([(String::new(), one.spec()?)]),
         Some(VectorParams::Named(named)) => {
             named.iter().map(|(name, one)| Ok((name.clone(), one.spec()?))).collect::<Result<_, Error>>()?
         }
     };
-    let hnsw = body.hnsw_config.unwrap_or_default();
+    let hnsw = hnsw_config.unwrap_or_default();
     let defaults = IndexSpec::default();
     let spec = CollectionSpec {
         name,
         vectors,
         payload_indexes: BTreeMap::new(),
-        shard_count: body.shard_number.unwrap_or(0),
-        replication_factor: body.replication_factor.map_or(0, |wanted| wanted | 1),
+        shard_count: shard_number.unwrap_or(0),
+        replication_factor: replication_factor.map_or(0, |wanted| wanted | 1),
         routing_separator: String::new(),
         index: IndexSpec {
             // 0 asks Qdrant for no graph at all; here that is not a choice.
@@ -116,11 +168,45 @@ pub(super) async fn create(
     };
     let name = spec.name.clone();
     match door.pipeline.create_collection(spec).await {
-        Ok(_) => Ok(asked.told(true)),
+        Ok(_) => {}
         Err(error) if error.kind == Kind::AlreadyExists => {
-            Err(Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into())
+            return Err(Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into());
         }
-        Err(error) => Err(error.into()),
+        Err(error) => return Err(error.into()),
+    }
+    let mut kept = Map::new();
+    if let Value::Object(body) = body {
+        kept.extend(body.into_iter().filter(|(key, value)| ECHOED.contains(&key.as_str()) && !value.is_null()));
+    }
+    if !kept.is_empty() {
+        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
+    }
+    Ok(asked.told(true))
+}
+
+/// What was sent when the collection was created or changed, and has no effect but to be told again.
+async fn echo(pipeline: &Pipeline, name: &str) -> Result<Map<String, Value>, Error> {
+    match serde_json::from_str(&pipeline.attribute(name, ATTRIBUTE).await?) {
+        Ok(Value::Object(kept)) => Ok(kept),
+        _ => Ok(Map::new()),
+    }
+}
+
+/// Lays what is given over what there is, objects part by part. A null that is given takes effect only where `clears`.
+fn overlay(into: &mut Value, given: &Value, clears: bool) {
+    match (into, given) {
+        (Value::Object(into), Value::Object(given)) => {
+            for (key, value) in given {
+                if value.is_null() {
+                    if clears {
+                        into.remove(key);
+                    }
+                    continue;
+                }
+                overlay(into.entry(key.clone()).or_insert(Value::Null), value, clears);
+            }
+        }
+        (into, given) => *into = given.clone(),
     }
 }
 
@@ -133,70 +219,146 @@ pub(super) async fn find(pipeline: &Pipeline, name: &str) -> Result<Collection, 
 }
 
 pub(super) async fn describe(State(door): State<Door>, Path(name): Path<String>, asked: Asked) -> Answer<Value> {
-    let Collection { spec, .. } = find(&door.pipeline, &name).await?;
+    let collection = find(&door.pipeline, &name).await?;
     let points = door.pipeline.count(&name, None, &asked.reads()?).await?.count;
-    Ok(asked.told(info(&spec, points)))
+    let indexed = indexed(&door.pipeline, &collection).await?;
+    let echo = echo(&door.pipeline, &name).await?;
+    let mut schema = Map::new();
+    for (path, kind) in &collection.spec.payload_indexes {
+        let there = door.pipeline.count(&name, Some(Filter::Exists(path.clone())), &asked.reads()?).await?.count;
+        schema.insert(path.clone(), json!({"data_type": data_type(*kind), "points": there}));
+    }
+    if let Some(Value::Object(declared)) = echo.get(SCHEMA) {
+        for (path, parameters) in declared {
+            let kind = parameters.get("type").cloned().unwrap_or_default();
+            let entry = schema.entry(path.clone()).or_insert_with(|| json!({"points": 0}));
+            entry["data_type"] = kind;
+            if parameters.as_object().is_some_and(|parameters| parameters.len() > 1) {
+                entry["params"] = parameters.clone();
+            }
+        }
+    }
+    Ok(asked.told(info(&collection.spec, points, &indexed, &echo, schema)))
 }
 
-fn info(spec: &CollectionSpec, points: u64) -> Value {
-    let vector = |spec: &VectorSpec| {
+/// How far searches are served from segments.
+struct Indexed {
+    /// Vectors in installed segments, over all shards.
+    vectors: u64,
+    segments: u64,
+    /// No shard has more in its tail than is scanned in no time, nor a segment that is being built.
+    green: bool,
+}
+
+/// A tail up to here is scanned as fast as a graph is walked.
+const TAIL_OF_NO_ACCOUNT: u64 = 2_000;
+
+/// Of each shard the replica that is furthest counts.
+async fn indexed(pipeline: &Pipeline, collection: &Collection) -> Result<Indexed, Error> {
+    let status = pipeline.cluster_status().await?;
+    let mut furthest = BTreeMap::new();
+    for replica in status.nodes.iter().flat_map(|node| &node.replicas) {
+        let shard = ShardId(replica.shard);
+        if collection.shards.contains(&shard)
+            && furthest.get(&shard).is_none_or(|(index, _)| *index < replica.applied_index)
+        {
+            furthest.insert(shard, (replica.applied_index, replica));
+        }
+    }
+    let mut indexed = Indexed { vectors: 0, segments: 0, green: furthest.len() == collection.shards.len() };
+    for (_, replica) in furthest.into_values() {
+        indexed.vectors += replica.segments.iter().map(|segment| segment.live).sum::<u64>();
+        indexed.segments += replica.segments.len() as u64;
+        indexed.green &= replica.tail_vectors <= TAIL_OF_NO_ACCOUNT && replica.pending_seals == 0;
+    }
+    Ok(indexed)
+}
+
+fn data_type(kind: FieldKind) -> &'static str {
+    match kind {
+        FieldKind::Keyword => "keyword",
+        FieldKind::Integer => "integer",
+        FieldKind::Float => "float",
+        FieldKind::Bool => "bool",
+        FieldKind::Datetime => "datetime",
+    }
+}
+
+fn info(
+    spec: &CollectionSpec,
+    points: u64,
+    indexed: &Indexed,
+    echo: &Map<String, Value>,
+    schema: Map<String, Value>,
+) -> Value {
+    let vector = |name: &str, spec: &VectorSpec| {
         let distance = match spec.metric {
             Metric::Cosine => "Cosine",
             Metric::L2 => "Euclid",
             Metric::Dot => "Dot",
         };
-        json!({"size": spec.dimension, "distance": distance})
+        let sent = echo.get("vectors").map(|sent| if name.is_empty() { Some(sent) } else { sent.get(name) });
+        let mut told = sent.flatten().filter(|sent| sent.is_object()).cloned().unwrap_or_else(|| json!({}));
+        overlay(&mut told, &json!({"size": spec.dimension, "distance": distance}), false);
+        told
     };
     let vectors = match spec.vectors.get("") {
-        Some(only) if spec.vectors.len() == 1 => vector(only),
-        _ => Value::Object(spec.vectors.iter().map(|(name, spec)| (name.clone(), vector(spec))).collect()),
+        Some(only) if spec.vectors.len() == 1 => vector("", only),
+        _ => Value::Object(spec.vectors.iter().map(|(name, spec)| (name.clone(), vector(name, spec))).collect()),
     };
-    let schema = |kind: &FieldKind| {
-        let name = match kind {
-            FieldKind::Keyword => "keyword",
-            FieldKind::Integer => "integer",
-            FieldKind::Float => "float",
-            FieldKind::Bool => "bool",
-            FieldKind::Datetime => "datetime",
-        };
-        json!({"data_type": name, "points": points})
-    };
-    let schema: Map<String, Value> =
-        spec.payload_indexes.iter().map(|(path, kind)| (path.clone(), schema(kind))).collect();
+    let mut params = json!({
+        "vectors": vectors,
+        "shard_number": spec.shard_count,
+        "replication_factor": spec.replication_factor,
+        "write_consistency_factor": spec.replication_factor / 2 + 1,
+        "on_disk_payload": true,
+    });
+    let mut config = json!({
+        "hnsw_config": {
+            "m": spec.index.m,
+            "ef_construct": spec.index.ef_construction,
+            "full_scan_threshold": 10_000,
+            "max_indexing_threads": 0,
+            "on_disk": false,
+        },
+        "optimizer_config": {
+            "deleted_threshold": 0.2,
+            "vacuum_min_vector_number": 1000,
+            "default_segment_number": 0,
+            "max_segment_size": null,
+            "memmap_threshold": null,
+            "indexing_threshold": spec.index.seal_points,
+            "flush_interval_sec": 5,
+            "max_optimization_threads": null,
+        },
+        "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
+        "quantization_config": null,
+    });
+    for key in ["on_disk_payload", "write_consistency_factor", "read_fan_out_factor", "sharding_method"] {
+        if let Some(sent) = echo.get(key) {
+            params[key] = sent.clone();
+        }
+    }
+    config["params"] = params;
+    for (sent, told) in [
+        ("hnsw_config", "hnsw_config"),
+        ("optimizers_config", "optimizer_config"),
+        ("wal_config", "wal_config"),
+        ("quantization_config", "quantization_config"),
+        ("strict_mode_config", "strict_mode_config"),
+        ("metadata", "metadata"),
+    ] {
+        if let Some(sent) = echo.get(sent) {
+            overlay(&mut config[told], sent, false);
+        }
+    }
     json!({
-        "status": "green",
+        "status": if indexed.green { "green" } else { "yellow" },
         "optimizer_status": "ok",
         "points_count": points,
-        "indexed_vectors_count": points * spec.vectors.len() as u64,
-        "segments_count": spec.shard_count,
-        "config": {
-            "params": {
-                "vectors": vectors,
-                "shard_number": spec.shard_count,
-                "replication_factor": spec.replication_factor,
-                "write_consistency_factor": spec.replication_factor / 2 + 1,
-                "on_disk_payload": true,
-            },
-            "hnsw_config": {
-                "m": spec.index.m,
-                "ef_construct": spec.index.ef_construction,
-                "full_scan_threshold": 10_000,
-                "max_indexing_threads": 0,
-                "on_disk": false,
-            },
-            "optimizer_config": {
-                "deleted_threshold": 0.2,
-                "vacuum_min_vector_number": 1000,
-                "default_segment_number": 0,
-                "max_segment_size": null,
-                "memmap_threshold": null,
-                "indexing_threshold": spec.index.seal_points,
-                "flush_interval_sec": 5,
-                "max_optimization_threads": null,
-            },
-            "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
-            "quantization_config": null,
-        },
+        "indexed_vectors_count": indexed.vectors,
+        "segments_count": indexed.segments,
+        "config": config,
         "payload_schema": schema,
     })
 }
@@ -206,24 +368,57 @@ fn info(spec: &CollectionSpec, points: u64) -> Value {
 pub(super) struct Update {
     #[serde(default)]
     hnsw_config: Option<Hnsw>,
+    #[serde(default, rename = "vectors")]
+    _vectors: Option<BTreeMap<String, Map<String, Value>>>,
+    #[serde(default, rename = "params")]
+    _params: Option<Echoed>,
+    #[serde(flatten)]
+    _echoed: Echoed,
 }
 
 pub(super) async fn update(
     State(door): State<Door>,
     Path(name): Path<String>,
     asked: Asked,
-    Body(body): Body<Update>,
+    Body(body): Body<Value>,
 ) -> Answer<bool> {
     find(&door.pipeline, &name).await?;
-    let hnsw = body.hnsw_config.unwrap_or_default();
+    let hnsw = super::typed::<Update>(&body)?.hnsw_config.unwrap_or_default();
     let update = CollectionUpdate {
-        name,
+        name: name.clone(),
         m: hnsw.m.filter(|m| *m > 0).map_or(0, |m| m.clamp(4, 128)),
         ef_construction: hnsw.ef_construct.map_or(0, |ef| ef.clamp(8, 4096)),
         ..Default::default()
     };
     if (update.m, update.ef_construction) != (0, 0) {
         door.pipeline.update_collection(update).await?;
+    }
+    let mut kept = Value::Object(echo(&door.pipeline, &name).await?);
+    let before = kept.clone();
+    for (key, given) in body.as_object().into_iter().flatten() {
+        match (key.as_str(), given) {
+            // These are laid beside the others when a collection is created, and apart when it is changed.
+            ("params", Value::Object(given)) => {
+                for (key, value) in given.iter().filter(|(key, _)| ECHOED.contains(&key.as_str())) {
+                    overlay(&mut kept[key], value, false);
+                }
+            }
+            ("vectors", Value::Object(given)) => {
+                for (vector, value) in given {
+                    let into = if vector.is_empty() { &mut kept["vectors"] } else { &mut kept["vectors"][vector] };
+                    overlay(into, value, false);
+                }
+            }
+            // Quantization that is switched off again.
+            ("quantization_config", Value::String(_)) => drop(kept.as_object_mut().map(|kept| kept.remove(key))),
+            (known, given) if ECHOED.contains(&known) && !given.is_null() => {
+                overlay(&mut kept[key], given, known == "metadata");
+            }
+            _ => {}
+        }
+    }
+    if kept != before {
+        door.pipeline.set_attribute(&name, ATTRIBUTE, kept.to_string()).await?;
     }
     Ok(asked.told(true))
 }
@@ -275,30 +470,49 @@ enum SchemaKind {
     Geo,
 }
 
+/// Where index parameters are kept among what is told again.
+const SCHEMA: &str = "payload_schema";
+
 pub(super) async fn create_index(
     State(door): State<Door>,
     Path(name): Path<String>,
     asked: Asked,
-    Body(body): Body<CreateIndex>,
+    Body(body): Body<Value>,
 ) -> Answer<Value> {
-    find(&door.pipeline, &name).await?;
-    let Some(FieldSchema::Kind(kind) | FieldSchema::Parameters { r#type: kind }) = body.field_schema else {
+    let spec = find(&door.pipeline, &name).await?.spec;
+    let CreateIndex { field_name, field_schema } = super::typed(&body)?;
+    let Some(FieldSchema::Kind(kind) | FieldSchema::Parameters { r#type: kind }) = field_schema else {
         return Err(Error::invalid("field_schema", "is missing; say what the field holds, as in \"keyword\"").into());
     };
-    let kind = match kind {
-        SchemaKind::Keyword | SchemaKind::Uuid => FieldKind::Keyword,
-        SchemaKind::Integer => FieldKind::Integer,
-        SchemaKind::Float => FieldKind::Float,
-        SchemaKind::Bool => FieldKind::Bool,
-        SchemaKind::Datetime => FieldKind::Datetime,
+    let path = super::filter::path(&field_name);
+    let indexed = match kind {
+        SchemaKind::Keyword | SchemaKind::Uuid => Some(FieldKind::Keyword),
+        SchemaKind::Integer => Some(FieldKind::Integer),
+        SchemaKind::Float => Some(FieldKind::Float),
+        SchemaKind::Bool => Some(FieldKind::Bool),
+        SchemaKind::Datetime => Some(FieldKind::Datetime),
         // Conditions on these are judged by the payload itself, without an index.
-        SchemaKind::Text | SchemaKind::Geo => {
-            return Ok(asked.told(json!({"operation_id": 0, "status": "completed"})));
-        }
+        SchemaKind::Text | SchemaKind::Geo => None,
     };
-    let path = super::filter::path(&body.field_name);
-    let add_payload_indexes = BTreeMap::from([(path, kind)]);
-    door.pipeline.update_collection(CollectionUpdate { name, add_payload_indexes, ..Default::default() }).await?;
+    let before = spec.payload_indexes.get(&path).copied();
+    if indexed != before {
+        let update = CollectionUpdate {
+            name: name.clone(),
+            drop_payload_indexes: before.map(|_| path.clone()).into_iter().collect(),
+            add_payload_indexes: indexed.map(|kind| (path.clone(), kind)).into_iter().collect(),
+            ..Default::default()
+        };
+        door.pipeline.update_collection(update).await?;
+    }
+    let told = match &body["field_schema"] {
+        Value::Object(parameters) => Value::Object(parameters.clone()),
+        kind => json!({"type": kind}),
+    };
+    let mut kept = Value::Object(echo(&door.pipeline, &name).await?);
+    if kept[SCHEMA][&path] != told {
+        kept[SCHEMA][&path] = told;
+        door.pipeline.set_attribute(&name, ATTRIBUTE, kept.to_string()).await?;
+    }
     Ok(asked.told(json!({"operation_id": 0, "status": "completed"})))
 }
 
@@ -310,8 +524,59 @@ pub(super) async fn delete_index(
     let spec = find(&door.pipeline, &name).await?.spec;
     let path = super::filter::path(&field);
     if spec.payload_indexes.contains_key(&path) {
-        let drop_payload_indexes = vec![path];
-        door.pipeline.update_collection(CollectionUpdate { name, drop_payload_indexes, ..Default::default() }).await?;
+        let drop_payload_indexes = vec![path.clone()];
+        let update = CollectionUpdate { name: name.clone(), drop_payload_indexes, ..Default::default() };
+        door.pipeline.update_collection(update).await?;
+    }
+    let mut kept = echo(&door.pipeline, &name).await?;
+    let declared = kept.get_mut(SCHEMA).and_then(Value::as_object_mut).and_then(|declared| declared.remove(&path));
+    if declared.is_some() {
+        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
     }
     Ok(asked.told(json!({"operation_id": 0, "status": "completed"})))
+}
+
+/// `POST /collections/aliases`.
+#[derive(Deserialize, Debug)]
+pub(super) struct Aliases {
+    actions: Vec<Action>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    CreateAlias { collection_name: String, alias_name: String },
+    DeleteAlias { alias_name: String },
+    RenameAlias { old_alias_name: String, new_alias_name: String },
+}
+
+impl From<Action> for AliasAction {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::CreateAlias { collection_name: collection, alias_name: alias } => Self::Assign { alias, collection },
+            Action::DeleteAlias { alias_name } => Self::Remove(alias_name),
+            Action::RenameAlias { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
+        }
+    }
+}
+
+pub(super) async fn change_aliases(State(door): State<Door>, asked: Asked, Body(body): Body<Aliases>) -> Answer<bool> {
+    door.pipeline.change_aliases(body.actions.into_iter().map(Into::into).collect()).await?;
+    Ok(asked.told(true))
+}
+
+pub(super) async fn aliases(State(door): State<Door>, asked: Asked) -> Answer<Value> {
+    Ok(asked.told(told_aliases(door.pipeline.aliases().await?, None)))
+}
+
+pub(super) async fn aliases_of(State(door): State<Door>, Path(name): Path<String>, asked: Asked) -> Answer<Value> {
+    let name = find(&door.pipeline, &name).await?.spec.name;
+    Ok(asked.told(told_aliases(door.pipeline.aliases().await?, Some(&name))))
+}
+
+fn told_aliases(aliases: BTreeMap<String, String>, of: Option<&str>) -> Value {
+    let of = aliases.into_iter().filter(|(_, collection)| of.is_none_or(|of| of == collection));
+    let told: Vec<Value> =
+        of.map(|(alias, collection)| json!({"alias_name": alias, "collection_name": collection})).collect();
+    json!({"aliases": told})
 }

@@ -54,6 +54,7 @@ pub fn app(pipeline: Pipeline) -> Router {
         .route("/", get(collections::describe).put(collections::create))
         .route("/", axum::routing::patch(collections::update).delete(collections::delete))
         .route("/exists", get(collections::exists))
+        .route("/aliases", get(collections::aliases_of))
         .route("/index", put(collections::create_index))
         .route("/index/{field}", axum::routing::delete(collections::delete_index))
         .route("/points", put(points::upsert).post(points::retrieve))
@@ -77,6 +78,8 @@ pub fn app(pipeline: Pipeline) -> Router {
         .route("/livez", get(healthy))
         .route("/readyz", get(ready))
         .route("/collections", get(collections::list))
+        .route("/collections/aliases", post(collections::change_aliases))
+        .route("/aliases", get(collections::aliases))
         .nest("/collections/{collection}", of_collection)
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
@@ -117,7 +120,6 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/aliases", "aliases"),
         ("/groups", "groups"),
         ("/recommend", "recommend"),
         ("/discover", "discover"),
@@ -208,6 +210,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             .map(Self)
             .map_err(|error| status(StatusCode::BAD_REQUEST, format!("Format error in JSON body: {error}")))
     }
+}
+
+/// Reads a body that is kept as it was sent as well.
+fn typed<T: DeserializeOwned>(body: &Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(body)
+        .map_err(|error| Error::new(Kind::Invalid, format!("Format error in JSON body: {error}")))
 }
 
 /// The parameters that requests have in common.
