@@ -100,8 +100,11 @@ fn json_lines_become_points_and_a_bad_line_is_named() {
     assert_eq!(ids[0], Id::Number(7));
     assert_eq!(ids[1], Id::Text("7".into()));
     assert!(matches!(ids[2], Id::Uuid(_)));
-    assert_eq!(read[0].vectors, [wire::NamedVector { name: String::new(), values: vec![1.0, 2.5] }]);
-    assert_eq!(read[1].vectors, [wire::NamedVector { name: "title".into(), values: vec![0.5] }]);
+    assert_eq!(
+        read[0].vectors,
+        [wire::NamedVector { name: String::new(), values: vec![1.0, 2.5], ..Default::default() }]
+    );
+    assert_eq!(read[1].vectors, [wire::NamedVector { name: "title".into(), values: vec![0.5], ..Default::default() }]);
     let payload: serde_json::Value = serde_json::from_slice(&read[0].payload_json).unwrap();
     assert_eq!(payload, serde_json::json!({"a": [null], "b": 1}));
     // The reader stops at the bad line.

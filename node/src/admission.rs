@@ -125,12 +125,8 @@ mod tests {
 
     #[test]
     fn bounds_hold_and_are_given_back() {
-        let limits = Limits {
-            inflight_write_bytes: 100,
-            tail_bytes: 1000,
-            resident_vector_bytes: 500,
-            ..Limits::default()
-        };
+        let limits =
+            Limits { inflight_write_bytes: 100, tail_bytes: 1000, resident_vector_bytes: 500, ..Limits::default() };
         let admission = Admission::new(limits);
         let large = admission.admit(500).unwrap();
         assert!(admission.admit(1).unwrap_err().contains("in flight"));

@@ -108,7 +108,7 @@ fn vector(number: u64) -> Vec<f32> {
 fn upserts(numbers: impl Iterator<Item = u64>) -> wire::node_write_request::Op {
     let point = |number| wire::Point {
         id: Some(id(number)),
-        vectors: vec![wire::NamedVector { name: String::new(), values: vector(number) }],
+        vectors: vec![wire::NamedVector { name: String::new(), values: vector(number), ..Default::default() }],
         payload_json: format!("{{\"n\":{number}}}").into_bytes().into(),
     };
     let points = numbers.map(point).collect();

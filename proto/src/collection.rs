@@ -28,7 +28,17 @@ impl VectorSpec {
 
 /// What happens to the values of a sparse query.
 #[derive(
-    Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Modifier {
@@ -531,10 +541,7 @@ pub(crate) mod tests {
                 text_field: "text".to_owned(),
             }),
             sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
-            multi_vectors: BTreeMap::from([(
-                "tokens".to_owned(),
-                MultiSpec { dimension: 2, metric: Metric::Cosine },
-            )]),
+            multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::Cosine })]),
         }
     }
 
@@ -610,7 +617,8 @@ pub(crate) mod tests {
         assert_eq!(refused(point(&[("", &[1.0])], "")), "points[3].vectors[\"\"]");
         assert_eq!(refused(point(&[("", &[0.0, 0.0])], "")), "points[3].vectors[\"\"]");
         assert_eq!(refused(point(&[("l2", &[f32::NAN, 0.0])], "")), "points[3].vectors[\"l2\"]");
-        let with = |name: &str, vector| Point { vectors: BTreeMap::from([(name.to_owned(), vector)]), ..point(&[], "") };
+        let with =
+            |name: &str, vector| Point { vectors: BTreeMap::from([(name.to_owned(), vector)]), ..point(&[], "") };
         assert_eq!(spec.check_point(&with("words", sparse(&[9, 1])), "p"), Ok(()));
         assert_eq!(spec.check_point(&with("tokens", multi(2, &[1.0, 0.0, 3.0, 4.0])), "p"), Ok(()));
         assert_eq!(refused(with("words", vec![1.0, 2.0].into())), "points[3].vectors[\"words\"]");
@@ -635,8 +643,7 @@ pub(crate) mod tests {
         let mut query = query();
         spec.prepare_query(&mut query);
         assert_eq!(query.vector, vec![0.6, 0.8].into());
-        let mut query =
-            SearchQuery { vector_name: "tokens".into(), vector: multi(2, &[3.0, 4.0, 0.0, 2.0]), ..query };
+        let mut query = SearchQuery { vector_name: "tokens".into(), vector: multi(2, &[3.0, 4.0, 0.0, 2.0]), ..query };
         spec.prepare_query(&mut query);
         assert_eq!(query.vector, multi(2, &[0.6, 0.8, 0.0, 1.0]));
     }

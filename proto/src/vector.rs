@@ -386,7 +386,8 @@ mod tests {
 
     #[test]
     fn what_is_no_vector_is_refused_with_its_reason() {
-        let sparse = |indices: &[u32], values: &[f32]| SparseVector::new(indices.to_vec(), values.to_vec()).unwrap_err();
+        let sparse =
+            |indices: &[u32], values: &[f32]| SparseVector::new(indices.to_vec(), values.to_vec()).unwrap_err();
         assert_eq!(sparse(&[1, 2], &[1.0]), VectorError::Lengths { indices: 2, values: 1 });
         assert_eq!(sparse(&[2, 1], &[1.0]), VectorError::Lengths { indices: 2, values: 1 });
         assert_eq!(sparse(&[7, 1, 7], &[1.0, 2.0, 3.0]), VectorError::Twice { index: 7 });
@@ -406,7 +407,10 @@ mod tests {
         assert_eq!(two.check(2, Metric::Dot), Ok(()));
         let zero = VectorError::Row { row: 1, why: Box::new(VectorError::Zero) };
         assert_eq!(two.check(2, Metric::Cosine), Err(zero));
-        assert_eq!(two.check(3, Metric::Dot).unwrap_err().to_string(), "row 0 has 2 components, the collection wants 3");
+        assert_eq!(
+            two.check(3, Metric::Dot).unwrap_err().to_string(),
+            "row 0 has 2 components, the collection wants 3"
+        );
         assert!(MultiVector::from_rows(&[vec![1.0, 2.0], vec![3.0]]).is_err());
         assert_eq!(MultiVector::from_rows(&[vec![1.0, 0.0], vec![0.0, 0.0]]).unwrap(), two);
     }

@@ -77,6 +77,7 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
             vector: TEXT_VECTOR.to_owned(),
             text_field: "text".to_owned(),
         }),
+        ..Default::default()
     }
 }
 
@@ -460,7 +461,7 @@ impl Worker {
         wire::UpsertPoint {
             point: Some(wire::Point {
                 id: Some(id_of(key).into()),
-                vectors: vec![wire::NamedVector { name: String::new(), values: vector(value) }],
+                vectors: vec![wire::NamedVector { name: String::new(), values: vector(value), ..Default::default() }],
                 payload_json: payload(value, self.load.payload_bytes).into(),
             }),
             precondition,
@@ -884,7 +885,7 @@ mod tests {
             id: Some(id_of(key).into()),
             version: Some(wire::Version { epoch: 1, index: 7 }),
             payload_json: payload_json.into(),
-            vectors: vec![wire::NamedVector { name: String::new(), values: vector(vector_of) }],
+            vectors: vec![wire::NamedVector { name: String::new(), values: vector(vector_of), ..Default::default() }],
         }
     }
 

@@ -38,6 +38,12 @@ impl From<&[f32]> for Components {
     }
 }
 
+impl From<Arc<[f32]>> for Components {
+    fn from(values: Arc<[f32]>) -> Self {
+        Components::Dense(values)
+    }
+}
+
 impl From<&Components> for Vector {
     fn from(components: &Components) -> Self {
         match components {

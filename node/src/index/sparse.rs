@@ -36,7 +36,10 @@ type Entry = (u32, f32);
 enum List {
     /// One block, perhaps empty for a moment.
     Few(Vec<Entry>),
-    Many { blocks: Vec<Vec<Entry>>, len: usize },
+    Many {
+        blocks: Vec<Vec<Entry>>,
+        len: usize,
+    },
 }
 
 type Entries<'a> = Copied<Flatten<std::slice::Iter<'a, Vec<Entry>>>>;

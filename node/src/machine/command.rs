@@ -253,7 +253,8 @@ impl Envelope {
     /// Where the bytes are not an entry of a format that is understood.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
         let Some((&FORMAT_LATER, body)) = bytes.split_first() else {
-            return rkyv::from_bytes::<Self, rkyv::rancor::Error>(check_format(bytes, FORMAT_LATER)?).map_err(malformed);
+            return rkyv::from_bytes::<Self, rkyv::rancor::Error>(check_format(bytes, FORMAT_LATER)?)
+                .map_err(malformed);
         };
         let (length, body) = body.split_first_chunk::<4>().ok_or_else(|| malformed("cut off"))?;
         let length = usize::try_from(u32::from_le_bytes(*length)).map_err(malformed)?;

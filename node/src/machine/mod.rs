@@ -21,7 +21,6 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use nearring_proto::collection::{AnySpec, CollectionSpec, LaterSpec, check_payload};
@@ -689,6 +688,9 @@ impl MachineMeta {
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let (later, mut rest) = match bytes.split_first() {
             Some((&FORMAT_LATER, rest)) => (true, rest),
+            Some((&found, _)) if found > FORMAT_LATER => {
+                return Err(StateError::NewerFormat { found, newest: FORMAT_LATER });
+            }
             _ => (false, check_format(bytes)?),
         };
         let length = u32::from_le_bytes(take(&mut rest, 4)?.try_into().map_err(malformed)?);

@@ -609,7 +609,10 @@ impl NodeData for DataService {
         for (at, terms) in request.terms.iter().enumerate() {
             let (got, most) = (terms.indices.len(), SparseVector::ENTRIES_MAX);
             if got > most {
-                return Err(invalid(&format!("terms[{at}].indices"), format!("has {got} entries, the limit is {most}")));
+                return Err(invalid(
+                    &format!("terms[{at}].indices"),
+                    format!("has {got} entries, the limit is {most}"),
+                ));
             }
         }
         Gate::new(request.read, ReadLevel::Session)?.pass(&shard).await.map_err(read_error)?;

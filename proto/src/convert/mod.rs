@@ -142,14 +142,23 @@ impl From<(String, Vector)> for wire::NamedVector {
     }
 }
 
+impl TryFrom<wire::NamedVector> for Vector {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::NamedVector) -> Result<Self, DecodeError> {
+        vector(("values", message.values), message.sparse, message.multi)
+    }
+}
+
 fn vectors(vectors: Vec<wire::NamedVector>) -> Result<BTreeMap<String, Vector>, DecodeError> {
     let mut named = BTreeMap::new();
-    for (at, wire::NamedVector { name, values, sparse, multi }) in vectors.into_iter().enumerate() {
-        if named.contains_key(&name) {
-            let reason = format!("gives the vector {name:?} a second time");
+    for (at, mut vector) in vectors.into_iter().enumerate() {
+        if named.contains_key(&vector.name) {
+            let reason = format!("gives the vector {:?} a second time", vector.name);
             return Err(DecodeError::new(format!("vectors[{at}].name"), reason));
         }
-        let vector = vector(("values", values), sparse, multi);
+        let name = std::mem::take(&mut vector.name);
+        let vector = Vector::try_from(vector);
         named.insert(name, vector.map_err(|error| error.within(format_args!("vectors[{at}]")))?);
     }
     Ok(named)

@@ -118,7 +118,10 @@ impl From<Table> for wire::ClusterTable {
             attributes: table
                 .attributes
                 .into_iter()
-                .map(|(id, values)| wire::CollectionAttributes { collection: id.0, values: values.into_iter().collect() })
+                .map(|(id, values)| wire::CollectionAttributes {
+                    collection: id.0,
+                    values: values.into_iter().collect(),
+                })
                 .collect(),
         }
     }
@@ -153,10 +156,9 @@ impl From<Change> for propose::Change {
             Change::ChangeAliases(actions) => propose::Change::ChangeAliases(wire::ChangeAliases {
                 actions: actions.into_iter().map(Into::into).collect(),
             }),
-            Change::SetAttributes { collection, values } => propose::Change::SetAttributes(wire::SetAttributes {
-                collection,
-                values: values.into_iter().collect(),
-            }),
+            Change::SetAttributes { collection, values } => {
+                propose::Change::SetAttributes(wire::SetAttributes { collection, values: values.into_iter().collect() })
+            }
         }
     }
 }

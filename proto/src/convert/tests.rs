@@ -176,8 +176,8 @@ fn update() -> impl Strategy<Value = CollectionUpdate> {
 
 fn query() -> impl Strategy<Value = SearchQuery> {
     let ef = option::of((1..=u32::MAX).prop_map(|ef| ef as usize));
-    (".{0,4}", any_vector(), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float()))
-        .prop_map(|(vector_name, vector, limit, filter, flags, ef, score_threshold)| SearchQuery {
+    (".{0,4}", any_vector(), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float())).prop_map(
+        |(vector_name, vector, limit, filter, flags, ef, score_threshold)| SearchQuery {
             vector_name,
             vector,
             limit: limit as usize,
@@ -187,7 +187,8 @@ fn query() -> impl Strategy<Value = SearchQuery> {
             with_payload: flags[1],
             with_vectors: flags[2],
             score_threshold,
-        })
+        },
+    )
 }
 
 fn coverage() -> impl Strategy<Value = Coverage> {

@@ -538,7 +538,8 @@ pub(crate) mod tests {
     fn an_alias_stands_for_its_collection_until_that_is_gone() {
         let mut table = table(3);
         let (old, new) = (create(&mut table, spec("books-1")), create(&mut table, spec("books-2")));
-        let assign = |alias: &str, collection: &str| AliasAction::Assign { alias: alias.into(), collection: collection.into() };
+        let assign =
+            |alias: &str, collection: &str| AliasAction::Assign { alias: alias.into(), collection: collection.into() };
         let change = |table: &mut Table, actions: &[AliasAction]| table.apply(&Change::ChangeAliases(actions.to_vec()));
         change(&mut table, &[assign("books", "books-1")]).unwrap();
         assert_eq!(table.collection("books").unwrap().id, old.id);
@@ -550,8 +551,14 @@ pub(crate) mod tests {
         change(&mut table, &[AliasAction::Remove("books".into())]).unwrap();
         assert_eq!(table.epoch, epoch, "nothing to remove");
         let before = table.clone();
-        assert!(change(&mut table, &[assign("new", "books-1"), assign("books-1", "books-2")]).is_err(), "a collection's name");
-        assert!(change(&mut table, &[assign("new", "books-1"), assign("other", "films")]).is_err(), "no such collection");
+        assert!(
+            change(&mut table, &[assign("new", "books-1"), assign("books-1", "books-2")]).is_err(),
+            "a collection's name"
+        );
+        assert!(
+            change(&mut table, &[assign("new", "books-1"), assign("other", "films")]).is_err(),
+            "no such collection"
+        );
         assert!(change(&mut table, &[assign("a/b", "books-1")]).is_err());
         assert!(table.apply(&Change::CreateCollection(spec("shelf"))).is_err(), "an alias");
         assert!(!table.apply(&Change::DeleteCollection("shelf".into())).unwrap().existed, "by its own name only");

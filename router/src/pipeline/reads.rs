@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Found, Pipeline, cluster_bytes};
 use crate::failure::{Error, Kind, Meaning, NodeFailure};
 use crate::merge::Merge;
-use crate::plan::idf::{self, Frequencies};
+use crate::plan::idf::Frequencies;
 use crate::plan::{Plan, ReadOptions};
 use crate::scatter::{Answers, Call, Reached, scatter};
 
@@ -187,7 +187,7 @@ impl Pipeline {
     }
 
     /// Multiplies the values of sparse queries by the inverse frequencies of their indices, where the vector has that modifier;
-    /// the frequencies are those of all shards together (see [`idf`]). The shards that did not tell theirs, with why.
+    /// the frequencies are those of all shards together (see [`crate::plan::idf`]). The shards that did not tell theirs, with why.
     async fn weigh(
         &self,
         found: &Found,
@@ -395,9 +395,10 @@ fn frequencies(
     reply: wire::NodeFrequenciesReply,
     terms: &[wire::node_frequencies_request::Terms],
 ) -> Result<Vec<Frequencies>, NodeFailure> {
-    let fits = |(counted, terms): (&wire::node_frequencies_reply::Frequencies, &wire::node_frequencies_request::Terms)| {
-        counted.with.len() == terms.indices.len()
-    };
+    let fits =
+        |(counted, terms): (&wire::node_frequencies_reply::Frequencies, &wire::node_frequencies_request::Terms)| {
+            counted.with.len() == terms.indices.len()
+        };
     if reply.frequencies.len() != terms.len() || !reply.frequencies.iter().zip(terms).all(fits) {
         return Err(malformed("frequencies: are not those of the terms asked for"));
     }

@@ -165,12 +165,16 @@ pub(super) async fn create(
             ..defaults
         },
         documents: None,
+        sparse_vectors: BTreeMap::new(),
+        multi_vectors: BTreeMap::new(),
     };
     let name = spec.name.clone();
     match door.pipeline.create_collection(spec).await {
         Ok(_) => {}
         Err(error) if error.kind == Kind::AlreadyExists => {
-            return Err(Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into());
+            return Err(
+                Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into()
+            );
         }
         Err(error) => return Err(error.into()),
     }
@@ -553,7 +557,9 @@ enum Action {
 impl From<Action> for AliasAction {
     fn from(action: Action) -> Self {
         match action {
-            Action::CreateAlias { collection_name: collection, alias_name: alias } => Self::Assign { alias, collection },
+            Action::CreateAlias { collection_name: collection, alias_name: alias } => {
+                Self::Assign { alias, collection }
+            }
             Action::DeleteAlias { alias_name } => Self::Remove(alias_name),
             Action::RenameAlias { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
         }

@@ -204,7 +204,7 @@ impl Search<'_> {
                 all.extend(candidates.clone());
                 SearchQuery {
                     vector_name: using.clone(),
-                    vector,
+                    vector: vector.into(),
                     limit: wanted.min(SearchQuery::LIMIT_MAX),
                     filter: (!all.is_empty()).then_some(Filter::All(all)),
                     exact,
@@ -255,8 +255,8 @@ impl Search<'_> {
                 let read = self.pipeline.get(self.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
                 let record: &PointRecord = read.points.first().ok_or_else(missing)?;
-                let vector = record.vectors.get(using).cloned().ok_or_else(missing)?;
-                Ok((vector, Some(id)))
+                let vector = record.vectors.get(using).and_then(|vector| vector.dense()).ok_or_else(missing)?;
+                Ok((vector.to_vec(), Some(id)))
             }
         }
     }

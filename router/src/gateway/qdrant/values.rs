@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::PointId;
 use nearring_proto::payload::Payload;
+use nearring_proto::vector::Vector as Stored;
 use nearring_proto::write::PointRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -75,10 +76,12 @@ impl Vectors {
     ///
     /// # Errors
     /// Where it is something else.
-    pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Vec<f32>>, Error> {
+    pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Stored>, Error> {
         match self {
-            Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values)])),
-            Self::Named(named) => named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect(),
+            Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values.into())])),
+            Self::Named(named) => {
+                named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?.into()))).collect()
+            }
             Self::Multi(_) => Err(super::not_supported("multivectors").0),
             Self::Other(_) => Err(other(field)),
         }
@@ -198,16 +201,25 @@ impl WithVector {
     }
 
     /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
-    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Vec<f32>>) -> Option<Value> {
+    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
         let wanted = |name: &str| match self {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
         };
         if spec.vectors.len() == 1 && spec.vectors.contains_key("") {
-            return vectors.get("").filter(|_| self.any()).map(|values| json!(values));
+            return vectors.get("").filter(|_| self.any()).map(vector_json);
         }
         let named = vectors.iter().filter(|(name, _)| wanted(name));
-        self.any().then(|| Value::Object(named.map(|(name, values)| (name.clone(), json!(values))).collect()))
+        self.any().then(|| Value::Object(named.map(|(name, vector)| (name.clone(), vector_json(vector))).collect()))
+    }
+}
+
+/// A vector as it is answered.
+fn vector_json(vector: &Stored) -> Value {
+    match vector {
+        Stored::Dense(values) => json!(values),
+        Stored::Sparse(vector) => json!({"indices": vector.indices(), "values": vector.values()}),
+        Stored::Multi(vector) => json!(vector.rows().collect::<Vec<_>>()),
     }
 }
 
