@@ -7,7 +7,7 @@ use crate::filter::check_path;
 use crate::ids::{CollectionId, PointId, ShardId};
 use crate::payload;
 use crate::query::SearchQuery;
-use crate::vector::{self, Metric, ScalarKind, Vector, VectorError};
+use crate::vector::{self, Metric, MultiVector, ScalarKind, Vector, VectorError};
 use crate::write::Point;
 
 /// One named vector of a collection.
@@ -318,6 +318,25 @@ impl CollectionSpec {
         id.check().map_err(|error| InvalidInput::new(field, error.to_string()))
     }
 
+    /// Takes what a writer gives as the kind that is wanted: a dense vector in a multi-vector's place is its only row.
+    pub fn adopt_point(&self, point: &mut Point) {
+        point.vectors.iter_mut().for_each(|(name, vector)| self.adopt(name, vector));
+    }
+
+    /// As [`CollectionSpec::adopt_point`], of a query.
+    pub fn adopt_query(&self, query: &mut SearchQuery) {
+        self.adopt(&query.vector_name, &mut query.vector);
+    }
+
+    fn adopt(&self, name: &str, vector: &mut Vector) {
+        if let Vector::Dense(values) = vector
+            && self.multi_vectors.contains_key(name)
+            && let Ok(row) = MultiVector::from_rows(std::slice::from_ref(values))
+        {
+            *vector = Vector::Multi(row);
+        }
+    }
+
     /// Checks a point before any of its batch is proposed. Every vector given must be one of the collection's; a point
     /// may lack any of them. `field` is the point's place in the request, for example `points[3]`.
     ///
@@ -523,7 +542,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::filter::Filter;
-    use crate::vector::{MultiVector, SparseVector};
+    use crate::vector::SparseVector;
 
     pub(crate) fn spec(name: &str) -> CollectionSpec {
         let vector = |metric| VectorSpec { dimension: 2, metric, scalar: ScalarKind::default_for(metric) };
@@ -646,6 +665,21 @@ pub(crate) mod tests {
         let mut query = SearchQuery { vector_name: "tokens".into(), vector: multi(2, &[3.0, 4.0, 0.0, 2.0]), ..query };
         spec.prepare_query(&mut query);
         assert_eq!(query.vector, multi(2, &[0.6, 0.8, 0.0, 1.0]));
+    }
+
+    #[test]
+    fn a_single_row_may_be_given_as_a_dense_vector() {
+        let spec = spec("books");
+        let mut point = point(&[("", &[3.0, 4.0]), ("tokens", &[3.0, 4.0])], "");
+        spec.adopt_point(&mut point);
+        assert_eq!(point.vectors[""], vec![3.0, 4.0].into());
+        assert_eq!(point.vectors["tokens"], multi(2, &[3.0, 4.0]));
+        let mut query = SearchQuery { vector_name: "tokens".into(), vector: vec![1.0].into(), ..query() };
+        spec.adopt_query(&mut query);
+        assert_eq!(spec.check_query(&query).unwrap_err().reason, "row 0 has 1 components, the collection wants 2");
+        query.vector = Vec::new().into();
+        spec.adopt_query(&mut query);
+        assert_eq!(spec.check_query(&query).unwrap_err().field, "vector", "no row at all");
     }
 
     #[test]

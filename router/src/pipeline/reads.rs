@@ -136,6 +136,7 @@ impl Pipeline {
     ) -> Result<Vec<SearchAnswer>, Error> {
         let spec = &found.collection.spec;
         for (at, query) in queries.iter_mut().enumerate() {
+            spec.adopt_query(query);
             spec.check_query(query)
                 .map_err(|invalid| Error::invalid(format!("{}.{}", field(at), invalid.field), invalid.reason))?;
             spec.prepare_query(query);

@@ -33,12 +33,13 @@ impl<T> Default for Part<T> {
 /// [`InvalidInput`] naming the first field refused, for example `points[3].vectors[""]`.
 pub fn group_points(
     collection: &Collection,
-    points: Vec<Conditional>,
+    mut points: Vec<Conditional>,
 ) -> Result<BTreeMap<ShardId, Part<Conditional>>, InvalidInput> {
     if points.is_empty() {
         return Err(InvalidInput::new("points", "is empty; give at least one point"));
     }
-    for (at, (point, _)) in points.iter().enumerate() {
+    for (at, (point, _)) in points.iter_mut().enumerate() {
+        collection.spec.adopt_point(point);
         collection.spec.check_point(point, &format!("points[{at}]"))?;
     }
     refuse_repeated(points.iter().map(|(point, _)| &point.id), "points", ".id")?;
