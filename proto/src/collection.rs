@@ -228,6 +228,8 @@ pub struct CollectionUpdate {
     pub ef_search: u32,
     /// See [`IndexSpec::seal_points`].
     pub seal_points: u32,
+    /// New settings of sparse vectors that there are.
+    pub sparse_vectors: BTreeMap<String, SparseSpec>,
 }
 
 impl CollectionSpec {

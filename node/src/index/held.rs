@@ -26,6 +26,11 @@ impl<T> Default for Held<T> {
 }
 
 impl<T> Held<T> {
+    /// Vectors whose values are here.
+    pub(super) fn len(&self) -> u64 {
+        self.slots.len() - self.wanted as u64
+    }
+
     pub(super) fn stamp(&self, slot: u32) -> Option<Stamp> {
         if self.slots.contains(slot) { self.stamps.get(slot as usize).copied() } else { None }
     }

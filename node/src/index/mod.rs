@@ -509,7 +509,13 @@ impl ShardIndex {
         self.named.values().map(|named| named.tail.bytes()).sum()
     }
 
-    /// About the memory that vectors take which no segment will take over: sparse and multi-vectors.
+    /// Sparse and multi-vectors that are here: no segment will take them over.
+    pub fn resident_len(&self) -> u64 {
+        let sparse = self.sparse.values().map(|sparse| sparse.held.len());
+        sparse.chain(self.multi.values().map(|multi| multi.held.len())).sum()
+    }
+
+    /// About the memory that [`ShardIndex::resident_len`] vectors take.
     pub fn resident_bytes(&self) -> u64 {
         let sparse = self.sparse.values().map(Sparse::bytes);
         sparse.chain(self.multi.values().map(Multi::bytes)).sum()

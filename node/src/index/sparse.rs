@@ -28,6 +28,8 @@ const BLOCK: usize = 1024;
 const ENTRY_BYTES: u64 = 20;
 /// About what a vector takes beside its entries.
 const VECTOR_BYTES: u64 = 120;
+/// About what an index takes beside its entries.
+const LIST_BYTES: u64 = 80;
 
 type Entry = (u32, f32);
 
@@ -178,7 +180,7 @@ impl Sparse {
 
     /// About the memory it takes.
     pub(super) fn bytes(&self) -> u64 {
-        self.entries * ENTRY_BYTES + self.held.slots.len() * VECTOR_BYTES
+        self.entries * ENTRY_BYTES + self.held.slots.len() * VECTOR_BYTES + self.lists.len() as u64 * LIST_BYTES
     }
 
     /// Vectors, and of each index how many have it.

@@ -73,6 +73,7 @@ pub fn encode_change(change: &Change) -> Bytes {
     let request = wire::ProposeMetaRequest { change: Some(change.clone().into()), ..Default::default() };
     let mut bytes = vec![match change {
         Change::CreateCollection(spec) => format_of(spec),
+        Change::UpdateCollection(update) if !update.sparse_vectors.is_empty() => FORMAT,
         _ => FORMAT_FIRST,
     }];
     bytes.extend_from_slice(&request.encode_to_vec());

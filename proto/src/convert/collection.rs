@@ -231,6 +231,7 @@ impl TryFrom<wire::UpdateCollection> for CollectionUpdate {
             ef_construction: index.ef_construction,
             ef_search: index.ef_search,
             seal_points: index.seal_points,
+            sparse_vectors: named(message.sparse_vectors, "sparse_vectors")?,
         })
     }
 }
@@ -247,6 +248,7 @@ impl From<CollectionUpdate> for wire::UpdateCollection {
                 ef_search: update.ef_search,
                 seal_points: update.seal_points,
             }),
+            sparse_vectors: update.sparse_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
         }
     }
 }

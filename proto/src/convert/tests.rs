@@ -161,16 +161,16 @@ fn collection_spec() -> impl Strategy<Value = CollectionSpec> {
 }
 
 fn update() -> impl Strategy<Value = CollectionUpdate> {
-    (".{0,8}", kinds(), vec(".{0,4}", 0..3), any::<[u32; 4]>()).prop_map(|(name, add, drop, settings)| {
-        CollectionUpdate {
-            name,
-            add_payload_indexes: add,
-            drop_payload_indexes: drop,
-            m: settings[0],
-            ef_construction: settings[1],
-            ef_search: settings[2],
-            seal_points: settings[3],
-        }
+    let parts = (".{0,8}", kinds(), vec(".{0,4}", 0..3), any::<[u32; 4]>(), ".{0,4}");
+    parts.prop_map(|(name, add, drop, settings, name_of_sparse)| CollectionUpdate {
+        name,
+        add_payload_indexes: add,
+        drop_payload_indexes: drop,
+        m: settings[0],
+        ef_construction: settings[1],
+        ef_search: settings[2],
+        seal_points: settings[3],
+        sparse_vectors: [(name_of_sparse, SparseSpec { modifier: Modifier::Idf })].into(),
     })
 }
 
