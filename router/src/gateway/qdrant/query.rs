@@ -11,12 +11,13 @@ use nearring_proto::filter::Filter;
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::Vector as Stored;
 use nearring_proto::write::PointRecord;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vector, WithPayload, WithVector, id_json};
+use super::values::{Id, Vector, WithPayload, WithVector, average, combined, id_json};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
@@ -197,14 +198,14 @@ impl Search<'_> {
                 Filter::Ids(ids.into_iter().collect())
             });
             let parameters = query.params.unwrap_or_default();
-            let nearest = |vector: Vec<f32>, mut all: Vec<Filter>| {
+            let nearest = |vector: Stored, mut all: Vec<Filter>| {
                 all.extend(filter.clone());
                 // Candidates are few: they are compared one by one.
                 let exact = parameters.exact.unwrap_or(false) || candidates.is_some();
                 all.extend(candidates.clone());
                 SearchQuery {
                     vector_name: using.clone(),
-                    vector: vector.into(),
+                    vector,
                     limit: wanted.min(SearchQuery::LIMIT_MAX),
                     filter: (!all.is_empty()).then_some(Filter::All(all)),
                     exact,
@@ -246,7 +247,7 @@ impl Search<'_> {
     }
 
     /// The vector that an example stands for, and its id where it is a point.
-    async fn example(&self, example: Example, using: &str) -> Result<(Vec<f32>, Option<PointId>), Error> {
+    async fn example(&self, example: Example, using: &str) -> Result<(Stored, Option<PointId>), Error> {
         match example {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
@@ -255,14 +256,14 @@ impl Search<'_> {
                 let read = self.pipeline.get(self.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
                 let record: &PointRecord = read.points.first().ok_or_else(missing)?;
-                let vector = record.vectors.get(using).and_then(|vector| vector.dense()).ok_or_else(missing)?;
-                Ok((vector.to_vec(), Some(id)))
+                let vector = record.vectors.get(using).cloned().ok_or_else(missing)?;
+                Ok((vector, Some(id)))
             }
         }
     }
 
     /// The average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, using: &str) -> Result<(Vec<f32>, Vec<PointId>), Error> {
+    async fn recommend(&self, wanted: Recommend, using: &str) -> Result<(Stored, Vec<PointId>), Error> {
         if wanted.strategy.as_deref().is_some_and(|strategy| strategy != "average_vector") {
             return Err(not_supported("recommend by best or summed scores").0);
         }
@@ -270,29 +271,19 @@ impl Search<'_> {
             return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
         }
         let mut seen = Vec::new();
-        let mut average = Vec::new();
-        for side in [wanted.positive, wanted.negative] {
-            let mut sum: Option<Vec<f32>> = None;
-            let count = side.len();
-            for example in side {
+        let mut sides = [Vec::new(), Vec::new()];
+        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
+            for example in examples {
                 let (vector, id) = self.example(example, using).await?;
                 seen.extend(id);
-                sum = Some(match sum {
-                    None => vector,
-                    Some(sum) if sum.len() == vector.len() => sum.iter().zip(&vector).map(|(a, b)| a + b).collect(),
-                    Some(sum) => {
-                        let reason = format!("have {} and {} components", sum.len(), vector.len());
-                        return Err(Error::invalid("recommend", reason));
-                    }
-                });
+                vectors.push(vector);
             }
-            average.push(sum.map(|sum| sum.into_iter().map(|value| value / count as f32).collect::<Vec<f32>>()));
         }
-        let mut sides = average.into_iter();
-        let positive = sides.next().flatten().unwrap_or_default();
-        let vector = match sides.next().flatten() {
-            None => positive,
-            Some(negative) => positive.iter().zip(&negative).map(|(liked, not)| liked + liked - not).collect(),
+        let [liked, not] = sides;
+        let liked = average(liked)?.unwrap_or_else(|| Vec::new().into());
+        let vector = match average(not)? {
+            None => liked,
+            Some(not) => combined(&liked, &not, |liked, not| liked + liked - not)?,
         };
         Ok((vector, seen))
     }

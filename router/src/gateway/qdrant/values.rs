@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::PointId;
 use nearring_proto::payload::Payload;
-use nearring_proto::vector::Vector as Stored;
+use nearring_proto::vector::{MultiVector, SparseVector, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ pub(super) fn id_json(id: &PointId) -> Value {
 pub(super) enum Vectors {
     Dense(Vec<f32>),
     Named(BTreeMap<String, Vector>),
-    Multi(Vec<Vec<serde::de::IgnoredAny>>),
+    Multi(Vec<Vec<f32>>),
     Other(serde::de::IgnoredAny),
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Vectors {
 pub(super) enum Vector {
     Dense(Vec<f32>),
     Sparse(Sparse),
-    Multi(Vec<Vec<serde::de::IgnoredAny>>),
+    Multi(Vec<Vec<f32>>),
     Other(serde::de::IgnoredAny),
 }
 
@@ -65,40 +65,81 @@ pub(super) enum Vector {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sparse {
-    #[serde(rename = "indices")]
-    _indices: Vec<u32>,
-    #[serde(rename = "values")]
-    _values: Vec<f32>,
+    indices: Vec<u32>,
+    values: Vec<f32>,
 }
 
 impl Vectors {
-    /// By name, dense.
+    /// By name.
     ///
     /// # Errors
-    /// Where it is something else.
+    /// Where it is no vector.
     pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Stored>, Error> {
         match self {
             Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values.into())])),
-            Self::Named(named) => {
-                named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?.into()))).collect()
-            }
-            Self::Multi(_) => Err(super::not_supported("multivectors").0),
+            Self::Named(named) => named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect(),
+            Self::Multi(rows) => Ok(BTreeMap::from([(String::new(), Vector::Multi(rows).read(field)?)])),
             Self::Other(_) => Err(other(field)),
         }
     }
 }
 
 impl Vector {
-    /// The components.
+    /// The vector.
     ///
     /// # Errors
-    /// Where it is no dense vector.
-    pub(super) fn read(self, field: &str) -> Result<Vec<f32>, Error> {
-        match self {
-            Self::Dense(values) => Ok(values),
-            Self::Sparse(_) => Err(super::not_supported("sparse vectors").0),
-            Self::Multi(_) => Err(super::not_supported("multivectors").0),
-            Self::Other(_) => Err(other(field)),
+    /// Where it is none, or not a whole one.
+    pub(super) fn read(self, field: &str) -> Result<Stored, Error> {
+        let read = match self {
+            Self::Dense(values) => Ok(values.into()),
+            Self::Sparse(Sparse { indices, values }) => SparseVector::new(indices, values).map(Stored::from),
+            Self::Multi(rows) => MultiVector::from_rows(&rows).map(Stored::from),
+            Self::Other(_) => return Err(other(field)),
+        };
+        read.map_err(|error| Error::invalid(field, error.to_string()))
+    }
+}
+
+/// The average of vectors of one kind; of sparse ones over all indices that any has. `None` of none.
+///
+/// # Errors
+/// Where they are of several kinds or lengths, and for multi-vectors.
+pub(super) fn average(vectors: Vec<Stored>) -> Result<Option<Stored>, Error> {
+    let share = 1.0 / vectors.len() as f32;
+    let mut vectors = vectors.into_iter();
+    let Some(first) = vectors.next() else { return Ok(None) };
+    let sum = vectors.try_fold(first, |sum, vector| combined(&sum, &vector, |sum, value| sum + value))?;
+    Ok(Some(match sum {
+        Stored::Dense(values) => values.into_iter().map(|value| value * share).collect::<Vec<f32>>().into(),
+        Stored::Sparse(vector) => vector.map_values(|_, _, value| value * share).into(),
+        Stored::Multi(_) => return Err(super::not_supported("recommend with multivectors").0),
+    }))
+}
+
+/// Two vectors of one kind, value by value; what a sparse one lacks is 0.
+///
+/// # Errors
+/// As [`average`].
+pub(super) fn combined(a: &Stored, b: &Stored, value: impl Fn(f32, f32) -> f32) -> Result<Stored, Error> {
+    match (a, b) {
+        (Stored::Dense(a), Stored::Dense(b)) if a.len() == b.len() => {
+            Ok(a.iter().zip(b).map(|(a, b)| value(*a, *b)).collect::<Vec<f32>>().into())
+        }
+        (Stored::Sparse(a), Stored::Sparse(b)) => {
+            let mut both: BTreeMap<u32, (f32, f32)> = a.entries().map(|(index, a)| (index, (a, 0.0))).collect();
+            b.entries().for_each(|(index, b)| both.entry(index).or_default().1 = b);
+            let (indices, values) = both.into_iter().map(|(index, (a, b))| (index, value(a, b))).unzip();
+            let vector = SparseVector::new(indices, values);
+            vector.map(Stored::from).map_err(|error| Error::invalid("recommend", error.to_string()))
+        }
+        (Stored::Multi(_), Stored::Multi(_)) => Err(super::not_supported("recommend with multivectors").0),
+        (a, b) => {
+            let length = |vector: &Stored| vector.dense().map_or(0, <[f32]>::len);
+            let reason = match a.kind() == b.kind() {
+                true => format!("has examples of {} and of {} components", length(a), length(b)),
+                false => format!("has {} and {} examples", a.kind(), b.kind()),
+            };
+            Err(Error::invalid("recommend", reason))
         }
     }
 }
@@ -206,7 +247,7 @@ impl WithVector {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
         };
-        if spec.vectors.len() == 1 && spec.vectors.contains_key("") {
+        if spec.vector_names().eq([""]) {
             return vectors.get("").filter(|_| self.any()).map(vector_json);
         }
         let named = vectors.iter().filter(|(name, _)| wanted(name));
