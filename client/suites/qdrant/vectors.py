@@ -136,12 +136,14 @@ class Both:
 
 def queries(both, rng, when):
     group = models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value=3))])
+    with_rows = models.Filter(must=[models.HasVectorCondition(has_vector="late")])
     for at in range(6):
         for name in ("words", "plain"):
             asked = sparse(rng, 8)
             what = f"{when}: {name} #{at}"
             found = both.query(what, query=asked, using=name, limit=COUNT)
             both.query(f"{what}, filtered", query=asked, using=name, limit=10, query_filter=group)
+            both.query(f"{what}, with rows", query=asked, using=name, limit=COUNT, query_filter=with_rows)
             both.query(f"{what}, offset", query=asked, using=name, limit=5, offset=3)
             if found:
                 # Between two scores, so that neither side's rounding decides.
@@ -181,6 +183,10 @@ def run(url):
 
         # By example: a stored point stands for its vector, and is not found itself.
         both.query("by example", query=11, using="plain", limit=20)
+        for name in ("dense", "words", "late", "nobody"):
+            condition = models.Filter(must_not=[models.HasVectorCondition(has_vector=name)])
+            counts = [client.count(both.collection, count_filter=condition).count for client in (server, local)]
+            assert counts[0] == counts[1], f"without {name}: {counts}"
         liked = models.RecommendQuery(recommend=models.RecommendInput(positive=[11, 12], negative=[40]))
         both.query("recommended", query=liked, using="plain", limit=20)
 

@@ -402,7 +402,7 @@ impl ShardIndex {
     /// Who of `slots` a filter leaves, as far as payload indexes know.
     fn candidates<'a>(&self, filter: Option<&'a Filter>, slots: &'a RoaringBitmap) -> Candidates<'a> {
         let Some(filter) = filter else { return Candidates::All };
-        match self.payloads.narrow(filter, slots, &|id| self.points.slot(id)) {
+        match self.payloads.narrow(filter, slots, &|id| self.points.slot(id), &|name| self.having(name)) {
             Some(narrowed) if narrowed.exact => Candidates::Exactly(narrowed.slots),
             Some(narrowed) => Candidates::Within(Cow::Owned(narrowed.slots), filter),
             None => Candidates::Within(Cow::Borrowed(slots), filter),
@@ -443,13 +443,21 @@ impl ShardIndex {
 
     fn matches(&self, filter: &Filter, slot: u32, payload: &PayloadOf<'_>) -> bool {
         let Some((id, _)) = self.points.at(slot) else { return false };
-        payload(id).is_some_and(|payload| filter.matches(id, &payload))
+        let has_vector = |name: &str| self.having(name).is_some_and(|slots| slots.contains(slot));
+        payload(id).is_some_and(|payload| filter.matches(id, &payload, &has_vector))
+    }
+
+    /// Who has a vector of this name.
+    fn having(&self, name: &str) -> Option<&RoaringBitmap> {
+        let dense = self.named.get(name).map(|named| &named.slots);
+        let sparse = || self.sparse.get(name).map(|sparse| &sparse.held.slots);
+        dense.or_else(sparse).or_else(|| self.multi.get(name).map(|multi| &multi.held.slots))
     }
 
     /// The slots that can match, and whether all of them do.
     fn narrow(&self, filter: &Filter) -> (RoaringBitmap, bool) {
         let all = self.points.used();
-        match self.payloads.narrow(filter, all, &|id| self.points.slot(id)) {
+        match self.payloads.narrow(filter, all, &|id| self.points.slot(id), &|name| self.having(name)) {
             Some(narrowed) => (narrowed.slots, narrowed.exact),
             None => (all.clone(), false),
         }

@@ -98,13 +98,19 @@ struct OraclePoint {
     payload: Payload,
 }
 
+impl OraclePoint {
+    fn matches(&self, id: &PointId, filter: &Filter) -> bool {
+        filter.matches(id, &self.payload, &|name| self.vectors.contains_key(name))
+    }
+}
+
 impl Oracle {
     fn search(&self, metric: Metric, query: &SearchQuery) -> Vec<Found> {
         let metric = if matches!(query.vector, Vector::Sparse(_)) { Metric::Dot } else { metric };
         let mut found: Vec<Found> = Vec::new();
         for (id, point) in &self.0 {
             let Some((_, values)) = point.vectors.get(&query.vector_name) else { continue };
-            if query.filter.as_ref().is_some_and(|filter| !filter.matches(id, &point.payload)) {
+            if query.filter.as_ref().is_some_and(|filter| !point.matches(id, filter)) {
                 continue;
             }
             let Some(score) = score(metric, &query.vector, values) else { continue };
@@ -178,7 +184,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn checks(seed: u64, metric: Metric, dimension: u32) -> Vec<SearchQuery> {
     let rng = &mut SmallRng::seed_from_u64(seed);
     let mut checks = Vec::new();
-    for filter in [None, Some(json!({"equals": {"path": "n", "value": 1}})), Some(json!({"ids": [1, 2, "id 3", 99]}))] {
+    let words = json!({"has_vector": "words"});
+    for filter in [
+        None,
+        Some(json!({"equals": {"path": "n", "value": 1}})),
+        Some(json!({"ids": [1, 2, "id 3", 99]})),
+        Some(json!({"all": [words, {"not": {"has_vector": ""}}]})),
+        Some(json!({"any": [{"has_vector": "tokens"}, {"equals": {"path": "n", "value": 1}}]})),
+    ] {
         for exact in [true, false] {
             let mut query = query(random_vector(rng, dimension, metric), rng.random_range(1..12));
             query.exact = exact;
@@ -342,12 +355,8 @@ fn check(prompt: &ShardIndex, late: &ShardIndex, oracle: &Oracle, metric: Metric
             Err(error) => panic!("{error}"),
         }
         if let Some(filter) = &query.filter {
-            let matching: Vec<PointId> = oracle
-                .0
-                .iter()
-                .filter(|(id, point)| filter.matches(id, &point.payload))
-                .map(|(id, _)| id.clone())
-                .collect();
+            let matching: Vec<PointId> =
+                oracle.0.iter().filter(|(id, point)| point.matches(id, filter)).map(|(id, _)| id.clone()).collect();
             let after = matching.get(matching.len() / 3);
             let behind: Vec<PointId> =
                 matching.iter().filter(|id| after.is_none_or(|after| *id > after)).take(5).cloned().collect();
@@ -657,7 +666,7 @@ fn a_large_sparse_vector_is_searched_exactly_and_alike_whatever_came_when() {
             let mut wanted: Vec<Found> = Vec::new();
             for (number, vector) in (0..).zip(&vectors) {
                 let id = PointId::Number(number);
-                if filter.as_ref().is_none_or(|filter| filter.matches(&id, &payload(&id).unwrap()))
+                if filter.as_ref().is_none_or(|filter| filter.matches(&id, &payload(&id).unwrap(), &|_| false))
                     && let Some(score) = asked.dot(vector)
                 {
                     wanted.push(Found { id, score, version: stamp(number) });

@@ -265,7 +265,9 @@ impl Machine {
                     Some(old) if old.placement > *begun => Some(Outcome::FilterMismatch),
                     // A stored payload was checked when it came.
                     Some(old) => {
-                        let matches = payload::parse(&old.payload).is_ok_and(|payload| filter.matches(id, &payload));
+                        let has_vector = |name: &str| old.vectors.contains_key(name);
+                        let matches =
+                            payload::parse(&old.payload).is_ok_and(|payload| filter.matches(id, &payload, &has_vector));
                         (!matches).then_some(Outcome::FilterMismatch)
                     }
                 })?;

@@ -106,6 +106,7 @@ fn filter() -> impl Strategy<Value = Filter> {
         (path(), range()).prop_map(|(path, range)| Filter::Range { path, range }),
         path().prop_map(Filter::Exists),
         path().prop_map(Filter::IsNull),
+        "[a-z]{0,8}".prop_map(Filter::HasVector),
         vec(id(), 0..4).prop_map(Filter::Ids),
     ];
     leaf.prop_recursive(4, 24, 4, |inner| {

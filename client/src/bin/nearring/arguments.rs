@@ -38,7 +38,7 @@ impl Read {
 /// A filter in JSON, as `{"equals":{"path":"lang","value":"en"}}`.
 pub(crate) fn filter(text: &str) -> Result<wire::Filter, String> {
     let filter: Filter = serde_json::from_str(text).map_err(|error| {
-        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids")
+        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids, has_vector")
     })?;
     filter.check().map_err(|error| error.to_string())?;
     Ok(filter.into())
