@@ -214,6 +214,9 @@ impl Pipeline {
         });
         let (terms, cluster): (Vec<_>, _) = (terms.collect(), found.table.cluster);
         let terms = &terms;
+        // A shard that does not count must leave time to search the others.
+        let now = Instant::now();
+        let until = now + until.saturating_duration_since(now) / 2;
         let reached = scatter(self.view(), plan, until, |call| {
             each_shard(call, move |mut client, shard, deadline_ms| {
                 let request = wire::NodeFrequenciesRequest {
@@ -223,7 +226,11 @@ impl Pipeline {
                     terms: terms.clone(),
                     read: Some(node_read(plan, &[shard], deadline_ms)),
                 };
-                async move { frequencies(client.frequencies(request).await?.into_inner(), terms) }
+                async move {
+                    let reply = client.frequencies(request).await?.into_inner();
+                    position(reply.position, shard)?;
+                    frequencies(reply.frequencies, terms)
+                }
             })
         });
         let reached = reached.await?;
@@ -393,18 +400,17 @@ impl Pipeline {
 }
 
 fn frequencies(
-    reply: wire::NodeFrequenciesReply,
+    counted: Vec<wire::node_frequencies_reply::Frequencies>,
     terms: &[wire::node_frequencies_request::Terms],
 ) -> Result<Vec<Frequencies>, NodeFailure> {
     let fits =
         |(counted, terms): (&wire::node_frequencies_reply::Frequencies, &wire::node_frequencies_request::Terms)| {
             counted.with.len() == terms.indices.len()
         };
-    if reply.frequencies.len() != terms.len() || !reply.frequencies.iter().zip(terms).all(fits) {
+    if counted.len() != terms.len() || !counted.iter().zip(terms).all(fits) {
         return Err(malformed("frequencies: are not those of the terms asked for"));
     }
-    let counted = reply.frequencies.into_iter();
-    Ok(counted.map(|counted| Frequencies { vectors: counted.vectors, with: counted.with }).collect())
+    Ok(counted.into_iter().map(|counted| Frequencies { vectors: counted.vectors, with: counted.with }).collect())
 }
 
 /// One shard's answer to all queries of a search.
