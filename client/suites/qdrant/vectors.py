@@ -189,6 +189,7 @@ def run(url):
             assert counts[0] == counts[1], f"without {name}: {counts}"
         liked = models.RecommendQuery(recommend=models.RecommendInput(positive=[11, 12], negative=[40]))
         both.query("recommended", query=liked, using="plain", limit=20)
+        both.query("recommended by rows", query=liked, using="late", limit=20)
 
         # Vectors of points changed and taken away, points overwritten and deleted.
         changed = [models.PointVectors(id=number, vector={"words": sparse(rng), "late": rows(rng)}) for number in range(20)]

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vector, WithPayload, WithVector, average, combined, id_json};
+use super::values::{Id, Vector, WithPayload, WithVector, id_json, recommended};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
@@ -280,12 +280,7 @@ impl Search<'_> {
             }
         }
         let [liked, not] = sides;
-        let liked = average(liked)?.unwrap_or_else(|| Vec::new().into());
-        let vector = match average(not)? {
-            None => liked,
-            Some(not) => combined(&liked, &not, |liked, not| liked + liked - not)?,
-        };
-        Ok((vector, seen))
+        Ok((recommended(liked, not)?, seen))
     }
 
     /// Points as a scroll lists them.

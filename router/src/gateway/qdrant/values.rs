@@ -100,27 +100,44 @@ impl Vector {
     }
 }
 
-/// The average of vectors of one kind; of sparse ones over all indices that any has. `None` of none.
+/// The vector of a recommendation: the average of what is liked, moved away from the average of what is not. Sparse vectors
+/// count over all indices that any has. Of multi-vectors all rows stand side by side, turned round where they are not liked.
 ///
 /// # Errors
-/// Where they are of several kinds or lengths, and for multi-vectors.
-pub(super) fn average(vectors: Vec<Stored>) -> Result<Option<Stored>, Error> {
+/// Where nothing is liked, or the vectors are of several kinds or lengths.
+pub(super) fn recommended(liked: Vec<Stored>, not: Vec<Stored>) -> Result<Stored, Error> {
+    if let Some(Stored::Multi(first)) = liked.first() {
+        let (dimension, mut components) = (first.dimension(), Vec::new());
+        for (vectors, sign) in [(&liked, 1.0), (&not, -1.0)] {
+            for vector in vectors {
+                match vector {
+                    Stored::Multi(rows) if rows.dimension() == dimension => {
+                        components.extend(rows.components().iter().map(|value| value * sign));
+                    }
+                    other => return Err(unlike(&liked, other)),
+                }
+            }
+        }
+        let rows = MultiVector::new(dimension, components);
+        return rows.map(Stored::from).map_err(|error| Error::invalid("recommend", error.to_string()));
+    }
+    let liked = average(liked)?.ok_or_else(|| Error::invalid("recommend.positive", "is empty; give an example"))?;
+    match average(not)? {
+        None => Ok(liked),
+        Some(not) => combined(&liked, &not, |liked, not| liked + liked - not),
+    }
+}
+
+fn average(vectors: Vec<Stored>) -> Result<Option<Stored>, Error> {
     let share = 1.0 / vectors.len() as f32;
     let mut vectors = vectors.into_iter();
     let Some(first) = vectors.next() else { return Ok(None) };
     let sum = vectors.try_fold(first, |sum, vector| combined(&sum, &vector, |sum, value| sum + value))?;
-    Ok(Some(match sum {
-        Stored::Dense(values) => values.into_iter().map(|value| value * share).collect::<Vec<f32>>().into(),
-        Stored::Sparse(vector) => vector.map_values(|_, _, value| value * share).into(),
-        Stored::Multi(_) => return Err(super::not_supported("recommend with multivectors").0),
-    }))
+    combined(&sum, &sum, |sum, _| sum * share).map(Some)
 }
 
 /// Two vectors of one kind, value by value; what a sparse one lacks is 0.
-///
-/// # Errors
-/// As [`average`].
-pub(super) fn combined(a: &Stored, b: &Stored, value: impl Fn(f32, f32) -> f32) -> Result<Stored, Error> {
+fn combined(a: &Stored, b: &Stored, value: impl Fn(f32, f32) -> f32) -> Result<Stored, Error> {
     match (a, b) {
         (Stored::Dense(a), Stored::Dense(b)) if a.len() == b.len() => {
             Ok(a.iter().zip(b).map(|(a, b)| value(*a, *b)).collect::<Vec<f32>>().into())
@@ -132,16 +149,18 @@ pub(super) fn combined(a: &Stored, b: &Stored, value: impl Fn(f32, f32) -> f32) 
             let vector = SparseVector::new(indices, values);
             vector.map(Stored::from).map_err(|error| Error::invalid("recommend", error.to_string()))
         }
-        (Stored::Multi(_), Stored::Multi(_)) => Err(super::not_supported("recommend with multivectors").0),
-        (a, b) => {
-            let length = |vector: &Stored| vector.dense().map_or(0, <[f32]>::len);
-            let reason = match a.kind() == b.kind() {
-                true => format!("has examples of {} and of {} components", length(a), length(b)),
-                false => format!("has {} and {} examples", a.kind(), b.kind()),
-            };
-            Err(Error::invalid("recommend", reason))
-        }
+        (a, b) => Err(unlike(std::slice::from_ref(a), b)),
     }
+}
+
+fn unlike(vectors: &[Stored], other: &Stored) -> Error {
+    let shape = |vector: &Stored| match vector {
+        Stored::Dense(values) => format!("a dense vector of {} components", values.len()),
+        Stored::Sparse(_) => "a sparse vector".to_owned(),
+        Stored::Multi(rows) => format!("a multi-vector of rows of {}", rows.dimension()),
+    };
+    let first = vectors.first().map(shape).unwrap_or_default();
+    Error::invalid("recommend", format!("has {first} and {} among its examples; give them alike", shape(other)))
 }
 
 fn other(field: &str) -> Error {
@@ -281,4 +300,33 @@ pub(super) fn record_json(
         }
     }
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn recommendations_lie_beyond_what_is_liked() {
+        let sparse = |indices: &[u32], values: &[f32]| -> Stored {
+            SparseVector::new(indices.to_vec(), values.to_vec()).unwrap().into()
+        };
+        let multi = |components: &[f32]| -> Stored { MultiVector::new(2, components.to_vec()).unwrap().into() };
+        let dense = recommended(vec![vec![1.0, 0.0].into(), vec![3.0, 2.0].into()], vec![vec![1.0, 4.0].into()]);
+        assert_eq!(dense.unwrap(), vec![3.0, -2.0].into());
+        let words = recommended(vec![sparse(&[1, 5], &[2.0, 4.0]), sparse(&[5], &[2.0])], vec![sparse(&[9], &[1.0])]);
+        assert_eq!(words.unwrap(), sparse(&[1, 5, 9], &[2.0, 6.0, -1.0]));
+        let rows = recommended(vec![multi(&[1.0, 2.0]), multi(&[3.0, 4.0])], vec![multi(&[5.0, 6.0])]);
+        assert_eq!(rows.unwrap(), multi(&[1.0, 2.0, 3.0, 4.0, -5.0, -6.0]));
+        assert!(recommended(vec![], vec![vec![1.0].into()]).unwrap_err().message.contains("recommend.positive"));
+        for (liked, not) in [
+            (vec![vec![1.0].into(), vec![1.0, 2.0].into()], vec![]),
+            (vec![vec![1.0].into()], vec![sparse(&[1], &[1.0])]),
+            (vec![multi(&[1.0, 2.0])], vec![vec![1.0, 2.0].into()]),
+            (vec![sparse(&[1], &[1.0]), multi(&[1.0, 2.0])], vec![]),
+        ] {
+            assert!(recommended(liked, not).unwrap_err().message.contains("alike"));
+        }
+    }
 }
