@@ -181,27 +181,6 @@ impl NodeData for Fake {
         Ok(Response::new(wire::NodeCountReply { count, position: self.world.position(shard) }))
     }
 
-    async fn frequencies(
-        &self,
-        request: Request<wire::NodeFrequenciesRequest>,
-    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
-        let request = request.into_inner();
-        if self.world.uncounted.lock().unwrap().contains(&request.shard) {
-            return Err(refusal(Code::Unavailable, "behind"));
-        }
-        let shard = self.world.shard(request.shard);
-        let of = |terms: &wire::node_frequencies_request::Terms| {
-            let vectors = shard.values().flat_map(|point| &point.vectors);
-            let vectors = vectors.filter(|vector| vector.name == terms.vector_name).filter_map(|v| v.sparse.as_ref());
-            let vectors: Vec<&wire::SparseVector> = vectors.collect();
-            let with = |index| vectors.iter().filter(|vector| vector.indices.contains(index)).count() as u64;
-            let with = terms.indices.iter().map(with).collect();
-            wire::node_frequencies_reply::Frequencies { vectors: vectors.len() as u64, with }
-        };
-        let frequencies = request.terms.iter().map(of).collect();
-        Ok(Response::new(wire::NodeFrequenciesReply { frequencies, position: self.world.position(request.shard) }))
-    }
-
     async fn search(
         &self,
         request: Request<wire::NodeSearchRequest>,
@@ -279,6 +258,27 @@ impl NodeData for Fake {
         let index = self.world.index();
         let digest = bytes::Bytes::from_static(digest);
         Ok(Response::new(wire::ReplicaDigest { shard, node: self.node, index, digest, ..Default::default() }))
+    }
+
+    async fn frequencies(
+        &self,
+        request: Request<wire::NodeFrequenciesRequest>,
+    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
+        let request = request.into_inner();
+        if self.world.uncounted.lock().unwrap().contains(&request.shard) {
+            return Err(refusal(Code::Unavailable, "behind"));
+        }
+        let shard = self.world.shard(request.shard);
+        let of = |terms: &wire::node_frequencies_request::Terms| {
+            let vectors = shard.values().flat_map(|point| &point.vectors);
+            let vectors = vectors.filter(|vector| vector.name == terms.vector_name).filter_map(|v| v.sparse.as_ref());
+            let vectors: Vec<&wire::SparseVector> = vectors.collect();
+            let with = |index| vectors.iter().filter(|vector| vector.indices.contains(index)).count() as u64;
+            let with = terms.indices.iter().map(with).collect();
+            wire::node_frequencies_reply::Frequencies { vectors: vectors.len() as u64, with }
+        };
+        let frequencies = request.terms.iter().map(of).collect();
+        Ok(Response::new(wire::NodeFrequenciesReply { frequencies, position: self.world.position(request.shard) }))
     }
 }
 

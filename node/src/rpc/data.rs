@@ -599,36 +599,6 @@ impl NodeData for DataService {
         Ok(Response::new(reply))
     }
 
-    async fn frequencies(
-        &self,
-        request: Request<wire::NodeFrequenciesRequest>,
-    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
-        let request = request.into_inner();
-        self.check(request.format, &request.cluster_id)?;
-        let shard = self.shard(request.shard)?;
-        for (at, terms) in request.terms.iter().enumerate() {
-            let (got, most) = (terms.indices.len(), SparseVector::ENTRIES_MAX);
-            if got > most {
-                return Err(invalid(
-                    &format!("terms[{at}].indices"),
-                    format!("has {got} entries, the limit is {most}"),
-                ));
-            }
-        }
-        Gate::new(request.read, ReadLevel::Session)?.pass(&shard).await.map_err(read_error)?;
-        let (id, terms) = (shard.id, request.terms);
-        let reply = self
-            .read(&shard, move |body| {
-                let mut frequencies = Vec::with_capacity(terms.len());
-                for (at, asked) in terms.iter().enumerate() {
-                    frequencies.push(shard_frequencies(body, asked, at)?);
-                }
-                Ok(wire::NodeFrequenciesReply { frequencies, position: position(id, body.applied()) })
-            })
-            .await?;
-        Ok(Response::new(reply))
-    }
-
     async fn search(
         &self,
         request: Request<wire::NodeSearchRequest>,
@@ -709,6 +679,36 @@ impl NodeData for DataService {
                         format!("{missing} segment files are still fetched")
                     },
                 })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn frequencies(
+        &self,
+        request: Request<wire::NodeFrequenciesRequest>,
+    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.format, &request.cluster_id)?;
+        let shard = self.shard(request.shard)?;
+        for (at, terms) in request.terms.iter().enumerate() {
+            let (got, most) = (terms.indices.len(), SparseVector::ENTRIES_MAX);
+            if got > most {
+                return Err(invalid(
+                    &format!("terms[{at}].indices"),
+                    format!("has {got} entries, the limit is {most}"),
+                ));
+            }
+        }
+        Gate::new(request.read, ReadLevel::Session)?.pass(&shard).await.map_err(read_error)?;
+        let (id, terms) = (shard.id, request.terms);
+        let reply = self
+            .read(&shard, move |body| {
+                let mut frequencies = Vec::with_capacity(terms.len());
+                for (at, asked) in terms.iter().enumerate() {
+                    frequencies.push(shard_frequencies(body, asked, at)?);
+                }
+                Ok(wire::NodeFrequenciesReply { frequencies, position: position(id, body.applied()) })
             })
             .await?;
         Ok(Response::new(reply))
