@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::collection::InvalidInput;
+use crate::collection::{CollectionSpec, InvalidInput};
 use crate::ids::PointId;
 use crate::payload::{self, Payload};
 
@@ -54,9 +54,9 @@ pub struct Range {
     pub lte: Option<Scalar>,
 }
 
-/// A condition over id and payload. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
+/// A condition over id, payload and which vectors there are. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
 /// `{"all":[…]}`, `{"any":[…]}`, `{"not":…}`, `{"in":{"path":…,"values":[…]}}`, `{"range":{"path":…,"gte":1}}`,
-/// `{"exists":"path"}`, `{"is_null":"path"}`, `{"ids":[…]}`.
+/// `{"exists":"path"}`, `{"is_null":"path"}`, `{"ids":[…]}`, `{"has_vector":"name"}`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Filter {
@@ -156,6 +156,8 @@ pub enum Filter {
         /// What one object must satisfy.
         filter: Box<Filter>,
     },
+    /// The point has a vector of this name.
+    HasVector(String),
 }
 
 /// A place on Earth, in degrees.
@@ -226,12 +228,13 @@ impl Filter {
     /// The longest string to compare with, in bytes.
     pub const TEXT_BYTES_MAX: usize = 65_536;
 
-    /// Whether a point with this id and payload satisfies the filter. This is the definition of every condition.
-    pub fn matches(&self, id: &PointId, payload: &Payload) -> bool {
+    /// Whether a point with this id and payload, and vectors of these names, satisfies the filter. This is the definition of
+    /// every condition.
+    pub fn matches(&self, id: &PointId, payload: &Payload, has_vector: &dyn Fn(&str) -> bool) -> bool {
         match self {
-            Filter::All(filters) => filters.iter().all(|filter| filter.matches(id, payload)),
-            Filter::Any(filters) => filters.iter().any(|filter| filter.matches(id, payload)),
-            Filter::Not(filter) => !filter.matches(id, payload),
+            Filter::All(filters) => filters.iter().all(|filter| filter.matches(id, payload, has_vector)),
+            Filter::Any(filters) => filters.iter().any(|filter| filter.matches(id, payload, has_vector)),
+            Filter::Not(filter) => !filter.matches(id, payload, has_vector),
             Filter::Equals { path, value } => any_value(payload, path, |found| value.equals(found)),
             Filter::In { path, values } => {
                 any_value(payload, path, |found| values.iter().any(|value| value.equals(found)))
@@ -245,7 +248,7 @@ impl Filter {
             Filter::Ids(ids) => ids.contains(id),
             Filter::AtLeast { count, filters } => {
                 let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
-                filters.iter().filter(|filter| filter.matches(id, payload)).take(wanted).count() >= wanted
+                filters.iter().filter(|filter| filter.matches(id, payload, has_vector)).take(wanted).count() >= wanted
             }
             Filter::NotIn { path, values } => {
                 any_value(payload, path, |found| !found.is_null() && !values.iter().any(|value| value.equals(found)))
@@ -268,9 +271,10 @@ impl Filter {
                 _ => false,
             },
             Filter::Nested { path, filter } => any_value(payload, path, |found| match found {
-                Value::Object(object) => filter.matches(id, object),
+                Value::Object(object) => filter.matches(id, object, has_vector),
                 _ => false,
             }),
+            Filter::HasVector(name) => has_vector(name),
         }
     }
 
@@ -535,7 +539,7 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
             paths.insert(path);
         }
         Filter::AtLeast { filters, .. } => filters.iter().for_each(|filter| collect_paths(filter, paths)),
-        Filter::Ids(_) => {}
+        Filter::Ids(_) | Filter::HasVector(_) => {}
     }
 }
 
@@ -594,6 +598,12 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
         }
         Filter::Exists(path) => check_path(path, &format!("{field}.exists")),
         Filter::IsNull(path) => check_path(path, &format!("{field}.is_null")),
+        Filter::HasVector(name) if name.len() > CollectionSpec::NAME_BYTES_MAX => {
+            let reason =
+                format!("has {} bytes, no vector's name has more than {}", name.len(), CollectionSpec::NAME_BYTES_MAX);
+            Err(InvalidInput::new(format!("{field}.has_vector"), reason))
+        }
+        Filter::HasVector(_) => Ok(()),
         Filter::Ids(ids) => {
             let field = format!("{field}.ids");
             budget.take_values(&field, ids.len())?;
@@ -761,7 +771,16 @@ mod tests {
     fn matches(filter: Value, payload: Value) -> bool {
         let filter: Filter = serde_json::from_value(filter).unwrap();
         filter.check().unwrap();
-        filter.matches(&PointId::Number(7), payload.as_object().unwrap())
+        filter.matches(&PointId::Number(7), payload.as_object().unwrap(), &|name| name == "words")
+    }
+
+    #[test]
+    fn a_vector_is_there_or_not_whatever_the_payload() {
+        assert!(matches(json!({"has_vector": "words"}), json!({})));
+        assert!(!matches(json!({"has_vector": ""}), json!({"": 1, "words": 1})));
+        assert!(matches(json!({"all": [{"not": {"has_vector": "title"}}, {"exists": "a"}]}), json!({"a": 1})));
+        let long = Filter::HasVector("x".repeat(129));
+        assert_eq!(long.check().unwrap_err().field, "filter.has_vector");
     }
 
     #[test]

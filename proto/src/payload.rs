@@ -86,6 +86,6 @@ mod tests {
         let payload = parse(format!("{{\"a\":{number:e}}}").as_bytes()).unwrap();
         assert_eq!(payload["a"].as_f64(), Some(number));
         let filter = Filter::Equals { path: "a".to_owned(), value: Scalar::Float(number) };
-        assert!(filter.matches(&PointId::Number(1), &payload));
+        assert!(filter.matches(&PointId::Number(1), &payload, &|_| false));
     }
 }

@@ -57,18 +57,28 @@ pub async fn converge(worker: &Worker, nodes: usize) {
         asked.note("count of a group", worker.count(Some(group), ReadLevel::Linearizable).await.is_some());
     }
     for exact in [true, false] {
-        let search =
-            SearchFor { query: 1, exact, group: None, level: ReadLevel::Linearizable, replica: 0, limit: None };
+        let search = SearchFor {
+            query: 1,
+            exact,
+            words: false,
+            group: None,
+            level: ReadLevel::Linearizable,
+            replica: 0,
+            limit: None,
+        };
         let complete = |look: Option<crate::history::Look>| {
             look.is_some_and(|look| look.shards.len() == worker.homes.shards().len())
         };
         asked.note("search", complete(worker.search(search).await));
         asked.note("search of a group", complete(worker.search(SearchFor { group: Some(1), ..search }).await));
+        asked.note("search by words", complete(worker.search(SearchFor { words: true, ..search }).await));
         for replica in 1..=nodes as u64 {
             let there = SearchFor { replica, level: ReadLevel::Eventual, ..search };
             // Of more nodes than replicas not each holds every shard.
             let answered = worker.search(there).await;
             asked.note("search of a replica", nodes > 3 || complete(answered));
+            let answered = worker.search(SearchFor { words: true, ..there }).await;
+            asked.note("search of a replica by words", nodes > 3 || complete(answered));
         }
     }
     for what in asked.unanswered {

@@ -11,6 +11,7 @@ use nearring_client::{Client, Error, ErrorKind};
 use nearring_proto::ids::{PointId, ShardId};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::ReadLevel;
+use nearring_proto::vector::{SparseVector, Vector};
 use nearring_proto::wire::{self, point_outcome, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -25,6 +26,8 @@ pub const COLLECTION: &str = "points";
 const DIMENSION: usize = 8;
 /// The named vector of documents.
 const TEXT_VECTOR: &str = "text";
+/// The sparse vector of points.
+const WORDS: &str = "words";
 /// What the first two components of a vector count in; every precision of an index holds such whole numbers.
 const BASE: u64 = 512;
 
@@ -67,6 +70,8 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
     wire::CollectionSpec {
         name: COLLECTION.to_owned(),
         vectors: [(String::new(), vector(DIMENSION, wire::Metric::L2)), (TEXT_VECTOR.to_owned(), text)].into(),
+        // Without the modifier: what a search finds follows from the points alone, and can be judged point by point.
+        sparse_vectors: [(WORDS.to_owned(), wire::SparseSpec::default())].into(),
         payload_indexes: [("group".to_owned(), wire::FieldKind::Integer as i32)].into(),
         shard_count: load.shards,
         replication_factor: 3, // the default follows from how many nodes have joined when the collection is made
@@ -77,6 +82,7 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
             vector: TEXT_VECTOR.to_owned(),
             text_field: "text".to_owned(),
         }),
+        ..Default::default()
     }
 }
 
@@ -107,6 +113,19 @@ fn key_of(id: &PointId) -> Option<Key> {
 pub(crate) fn vector(value: Value) -> Vec<f32> {
     let rest = (2..DIMENSION as u64).map(|at| value.wrapping_mul(2 * at + 3) % 251);
     [value % BASE, value / BASE].into_iter().chain(rest).map(|component| component as f32).collect()
+}
+
+/// The sparse vector that is written with a value: an index that all share, one that some do, one of its own.
+fn words(value: Value) -> SparseVector {
+    let indices = vec![0, 1 + (value % 5) as u32, 1_000 + value as u32];
+    let values = vec![1.0 + (value % 7) as f32, 0.5, 0.25];
+    SparseVector::new(indices, values).unwrap_or_default()
+}
+
+/// What a point of a value has.
+fn vectors(value: Value) -> Vec<wire::NamedVector> {
+    let dense = wire::NamedVector { values: vector(value), ..Default::default() };
+    vec![dense, (WORDS.to_owned(), Vector::from(words(value))).into()]
 }
 
 fn value_of(values: &[f32]) -> Option<Value> {
@@ -214,7 +233,9 @@ fn decode_one(raw: &Raw<'_>, load: &Load) -> Result<(Key, Option<u64>, Found), S
         return Err(odd());
     }
     let vector = match raw.vectors {
-        [only] if only.name.is_empty() => value_of(&only.values),
+        [dense, _] if dense.name.is_empty() => {
+            value_of(&dense.values).filter(|value| raw.vectors == vectors(*value).as_slice())
+        }
         _ => None,
     };
     let vector = vector.ok_or_else(|| format!("point {id} has vectors nobody wrote: {:?}", raw.vectors))?;
@@ -376,14 +397,19 @@ impl Worker {
 
     fn draw_search(&self, rng: &mut SmallRng) -> SearchFor {
         let replica = if rng.random_bool(0.3) { rng.random_range(1..=self.nodes) } else { 0 };
-        SearchFor {
+        let dense = SearchFor {
             // Few different questions, so that the same one meets the same state on different replicas.
             query: rng.random_range(1..4),
             exact: rng.random_bool(0.5),
+            words: false,
             group: rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS)),
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
             limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
+        };
+        match rng.random_bool(0.3) {
+            true => SearchFor { words: true, limit: None, ..dense },
+            false => dense,
         }
     }
 
@@ -460,7 +486,7 @@ impl Worker {
         wire::UpsertPoint {
             point: Some(wire::Point {
                 id: Some(id_of(key).into()),
-                vectors: vec![wire::NamedVector { name: String::new(), values: vector(value) }],
+                vectors: vectors(value),
                 payload_json: payload(value, self.load.payload_bytes).into(),
             }),
             precondition,
@@ -648,12 +674,19 @@ impl Worker {
 
     /// Searches for some points, or for more than there are, so that all must be found; `None` where there was no answer.
     pub async fn search(&self, wanted: SearchFor) -> Option<Look> {
-        let SearchFor { query, exact, group, level, replica, limit } = wanted;
+        let SearchFor { query, exact, words: by_words, group, level, replica, limit } = wanted;
+        let (name, asked_vector) = match by_words {
+            true => (WORDS, Vector::from(words(query))),
+            false => ("", vector(query).into()),
+        };
+        let wire::NamedVector { name, values, sparse, .. } = (name.to_owned(), asked_vector).into();
         let asked = self.history.look(self.number, format_args!("searches {wanted:?}"));
         let request = wire::SearchRequest {
             collection: COLLECTION.to_owned(),
             query: Some(wire::SearchQuery {
-                vector: vector(query),
+                vector_name: name,
+                vector: values,
+                sparse,
                 limit: limit.unwrap_or(u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10)),
                 filter: group.map(in_group),
                 exact,
@@ -682,13 +715,20 @@ impl Worker {
             let key = hit.id.clone().and_then(|id| key_of(&PointId::try_from(id).ok()?));
             if let Some(key) = key {
                 hits.push((key, hit.score.to_bits()));
-                let expected = found.get(&key).map(|found| distance(&vector(query), &vector(found.seen.vector)));
+                let expected = found.get(&key).map(|found| match by_words {
+                    true => words(query).dot(&words(found.seen.vector)).unwrap_or(f32::NAN),
+                    false => distance(&vector(query), &vector(found.seen.vector)),
+                });
                 if expected.is_some_and(|expected| (expected - hit.score).abs() > expected.abs() * 1e-5 + 1e-5) {
-                    wrong.push(format!("point {key} at distance {}, it is {expected:?}", hit.score));
+                    wrong.push(format!("point {key} scores {}, it is {expected:?}", hit.score));
                 }
             }
         }
-        if !reply.hits.is_sorted_by(|a, b| a.score <= b.score) {
+        let in_order = match by_words {
+            true => reply.hits.is_sorted_by(|a, b| a.score >= b.score),
+            false => reply.hits.is_sorted_by(|a, b| a.score <= b.score),
+        };
+        if !in_order {
             wrong.push("hits are not in the order of their scores".to_owned());
         }
         let coverage = reply.coverage.map(|coverage| coverage.shards).unwrap_or_default();
@@ -715,7 +755,11 @@ impl Worker {
         let keys: Vec<Key> = (0..self.load.keys).filter(|key| farthest.is_none() || found.contains_key(key)).collect();
         let reads: Vec<Key> = keys.iter().copied().filter(homes).collect();
         let reads = if wrong.is_empty() { reads } else { Vec::new() };
-        let kind = limit.map_or(Kind::Search(query, exact), |limit| Kind::Nearest(query, limit));
+        let kind = match limit {
+            _ if by_words => Kind::Words(query),
+            None => Kind::Search(query, exact),
+            Some(limit) => Kind::Nearest(query, limit),
+        };
         let look = Look { hits, ..self.look(kind, level, group, asked, shards, found) };
         // An approximate search through a filter may miss what an exact one finds; it is judged where it is exact.
         let look = Look { keys: Some(keys), farthest, ..look };
@@ -804,6 +848,8 @@ pub struct SearchFor {
     pub query: Value,
     /// Whether exactly.
     pub exact: bool,
+    /// By the sparse vector in place of the dense one, without a limit.
+    pub words: bool,
     /// Only in this group.
     pub group: Option<Group>,
     /// At which level.
@@ -884,7 +930,7 @@ mod tests {
             id: Some(id_of(key).into()),
             version: Some(wire::Version { epoch: 1, index: 7 }),
             payload_json: payload_json.into(),
-            vectors: vec![wire::NamedVector { name: String::new(), values: vector(vector_of) }],
+            vectors: vectors(vector_of),
         }
     }
 
@@ -901,6 +947,7 @@ mod tests {
             assert_eq!(value_of(&vector(value)), Some(value));
         }
         assert_eq!(value_of(&[1.0; 8]), None);
+        assert!((1..100_000).all(|value| words(value).dot(&words(value + 1)).is_some()), "all share an index");
     }
 
     #[test]
@@ -910,6 +957,9 @@ mod tests {
         assert_eq!(found, Found { seen: Seen::whole(7), version: 7 });
         let (_, _, found) = decode(record(4, 7, payload(8, 1_000))).unwrap();
         assert_eq!(found.seen, Seen { vector: 7, payload: 8, mark: 0 }, "for the judges to explain");
+        let mut mixed = record(4, 7, payload(7, 1_000));
+        mixed.vectors[1] = vectors(8).remove(1);
+        assert!(decode(mixed).is_err(), "one vector of another write");
         assert!(decode(record(4, 7, b"{}".to_vec())).is_err());
         assert!(decode(record(4, 7, br#"{"value":7,"group":1,"padding":""}"#.to_vec())).is_err());
     }

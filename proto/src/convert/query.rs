@@ -1,5 +1,5 @@
 //! Queries, hits, coverage.
-use super::{DecodeError, required, unknown_enum, vectors, vectors_to_wire};
+use super::{DecodeError, required, unknown_enum, vector, vector_to_wire, vectors, vectors_to_wire};
 use crate::coverage::{Coverage, ShardCoverage};
 use crate::filter::Scalar;
 use crate::hit::Hit;
@@ -92,7 +92,7 @@ impl TryFrom<wire::SearchQuery> for SearchQuery {
     fn try_from(message: wire::SearchQuery) -> Result<Self, DecodeError> {
         Ok(Self {
             vector_name: message.vector_name,
-            vector: message.vector,
+            vector: vector(("vector", message.vector), message.sparse, message.multi)?,
             limit: message.limit as usize,
             filter: message.filter.map(TryInto::try_into).transpose()?,
             exact: message.exact,
@@ -108,9 +108,12 @@ impl TryFrom<wire::SearchQuery> for SearchQuery {
 impl From<SearchQuery> for wire::SearchQuery {
     fn from(query: SearchQuery) -> Self {
         let clamp = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let (vector, sparse, multi) = vector_to_wire(query.vector);
         Self {
             vector_name: query.vector_name,
-            vector: query.vector,
+            vector,
+            sparse,
+            multi,
             limit: clamp(query.limit),
             filter: query.filter.map(Into::into),
             exact: query.exact,

@@ -412,7 +412,10 @@ impl Nearring for Native {
         let request = request.into_inner();
         let _permit = self.admit(request.format)?;
         let vectors = self.pipeline.embed(&request.embedder, request.texts).await?;
-        let vectors = vectors.into_iter().map(|values| wire::NamedVector { name: String::new(), values }).collect();
+        let vectors = vectors
+            .into_iter()
+            .map(|values| wire::NamedVector { name: String::new(), values, ..Default::default() })
+            .collect();
         Ok(Response::new(wire::EmbedReply { vectors }))
     }
 

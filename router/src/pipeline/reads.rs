@@ -2,6 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nearring_proto::WIRE_FORMAT;
+use nearring_proto::collection::Modifier;
 use nearring_proto::coverage::{Coverage, ShardCoverage};
 use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::hit::Hit;
@@ -10,6 +11,7 @@ use nearring_proto::order::{Facet, FacetValue, Order};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::{Position, ReadLevel};
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::Vector;
 use nearring_proto::wire;
 use nearring_proto::write::PointRecord;
 use tokio::time::Instant;
@@ -17,6 +19,7 @@ use tokio::time::Instant;
 use super::{Found, Pipeline, cluster_bytes};
 use crate::failure::{Error, Kind, Meaning, NodeFailure};
 use crate::merge::Merge;
+use crate::plan::idf::Frequencies;
 use crate::plan::{Plan, ReadOptions};
 use crate::scatter::{Answers, Call, Reached, scatter};
 
@@ -147,11 +150,15 @@ impl Pipeline {
     ) -> Result<Vec<SearchAnswer>, Error> {
         let spec = &found.collection.spec;
         for (at, query) in queries.iter_mut().enumerate() {
+            spec.adopt_query(query);
             spec.check_query(query)
                 .map_err(|invalid| Error::invalid(format!("{}.{}", field(at), invalid.field), invalid.reason))?;
             spec.prepare_query(query);
         }
-        let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Session, None);
+        let mut plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Session, None);
+        let asked: Vec<ShardId> = plan.shards.keys().copied().collect();
+        let uncounted = self.weigh(found, &plan, &mut queries, options.full_coverage, until).await?;
+        plan.shards.retain(|shard, _| !uncounted.contains_key(shard));
         let messages: Vec<wire::SearchQuery> = queries.iter().cloned().map(Into::into).collect();
         let reached = scatter(self.view(), &plan, until, |call| {
             let request = wire::NodeSearchRequest {
@@ -163,16 +170,17 @@ impl Pipeline {
             };
             search_node(call, request)
         });
-        let reached = reached.await?;
+        let mut reached = reached.await?;
+        reached.failed.extend(uncounted);
         if let Some(error) = reached.missing()
             && (options.full_coverage || reached.answers.is_empty())
         {
             return Err(error);
         }
         let merge = |query: &SearchQuery| {
-            let metric = spec.vectors.get(&query.vector_name).map(|vector| vector.metric);
+            let metric = spec.vector(&query.vector_name).map(|vector| vector.metric());
             let metric = metric.unwrap_or(nearring_proto::vector::Metric::Cosine);
-            Merge::new(metric, query.limit, plan.shards.keys().copied())
+            Merge::new(metric, query.limit, asked.iter().copied())
         };
         let mut merges: Vec<Merge> = queries.iter().map(merge).collect();
         let Reached { answers, failed } = reached;
@@ -191,6 +199,68 @@ impl Pipeline {
             SearchAnswer { hits, coverage }
         };
         Ok(merges.into_iter().map(answer).collect())
+    }
+
+    /// Multiplies the values of sparse queries by the inverse frequencies of their indices, where the vector has that modifier;
+    /// the frequencies are those of all shards together (see [`crate::plan::idf`]). The shards that did not tell theirs, with why.
+    async fn weigh(
+        &self,
+        found: &Found,
+        plan: &Plan,
+        queries: &mut [SearchQuery],
+        full_coverage: bool,
+        until: Instant,
+    ) -> Result<BTreeMap<ShardId, NodeFailure>, Error> {
+        let specs = &found.collection.spec.sparse_vectors;
+        let has_modifier = |name: &str| specs.get(name).is_some_and(|spec| spec.modifier == Modifier::Idf);
+        let mut weighed = Vec::new();
+        for query in queries.iter_mut().filter(|query| has_modifier(&query.vector_name)) {
+            if let Vector::Sparse(vector) = &mut query.vector {
+                weighed.push((query.vector_name.clone(), vector));
+            }
+        }
+        if weighed.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let terms = weighed.iter().map(|(vector_name, vector)| wire::node_frequencies_request::Terms {
+            vector_name: vector_name.clone(),
+            indices: vector.indices().to_vec(),
+        });
+        let (terms, cluster): (Vec<_>, _) = (terms.collect(), found.table.cluster);
+        let terms = &terms;
+        // A shard that does not count must leave time to search the others.
+        let now = Instant::now();
+        let until = now + until.saturating_duration_since(now) / 2;
+        let reached = scatter(self.view(), plan, until, |call| {
+            each_shard(call, move |mut client, shard, deadline_ms| {
+                let request = wire::NodeFrequenciesRequest {
+                    format: WIRE_FORMAT,
+                    cluster_id: cluster_bytes(cluster),
+                    shard: shard.0,
+                    terms: terms.clone(),
+                    read: Some(node_read(plan, &[shard], deadline_ms)),
+                };
+                async move {
+                    let reply = client.frequencies(request).await?.into_inner();
+                    position(reply.position, shard)?;
+                    frequencies(reply.frequencies, terms)
+                }
+            })
+        });
+        let reached = reached.await?;
+        if let Some(error) = reached.missing()
+            && (full_coverage || reached.answers.is_empty())
+        {
+            return Err(error);
+        }
+        let mut sums = vec![Frequencies::default(); weighed.len()];
+        for (_, counted) in reached.answers.values() {
+            sums.iter_mut().zip(counted).for_each(|(sum, counted)| sum.add(counted));
+        }
+        for ((_, vector), sum) in weighed.into_iter().zip(&sums) {
+            *vector = sum.weigh(vector);
+        }
+        Ok(reached.failed)
     }
 
     /// Reads points by id.
@@ -399,6 +469,20 @@ impl Pipeline {
         }
         Ok(answer)
     }
+}
+
+fn frequencies(
+    counted: Vec<wire::node_frequencies_reply::Frequencies>,
+    terms: &[wire::node_frequencies_request::Terms],
+) -> Result<Vec<Frequencies>, NodeFailure> {
+    let fits =
+        |(counted, terms): (&wire::node_frequencies_reply::Frequencies, &wire::node_frequencies_request::Terms)| {
+            counted.with.len() == terms.indices.len()
+        };
+    if counted.len() != terms.len() || !counted.iter().zip(terms).all(fits) {
+        return Err(malformed("frequencies: are not those of the terms asked for"));
+    }
+    Ok(counted.into_iter().map(|counted| Frequencies { vectors: counted.vectors, with: counted.with }).collect())
 }
 
 /// One shard's answer to all queries of a search.

@@ -11,18 +11,22 @@ use crate::model::{Group, Key};
 /// The property.
 const PROPERTY: &str = "replicas at one position answer alike";
 
-/// What an answer of one shard follows from: shard, index, segments, query, whether exactly, filter.
-type Cause = (ShardId, u64, Vec<Vec<u8>>, u64, bool, Option<Group>);
+/// What an answer of one shard follows from: shard, index, segments, kind of search, filter.
+type Cause = (ShardId, u64, Vec<Vec<u8>>, Kind, Option<Group>);
 
 /// The searches that were answered differently.
 pub fn violations(evidence: &Evidence<'_>) -> Vec<Violation> {
     let mut answers: BTreeMap<Cause, (Vec<(Key, u32)>, u64)> = BTreeMap::new();
     let mut violations = Vec::new();
     for look in evidence.looks {
-        let Kind::Search(query, exact) = look.kind else { continue };
+        let exact = match look.kind {
+            Kind::Search(_, exact) => exact,
+            Kind::Words(_) => true,
+            _ => continue,
+        };
         for (shard, at) in &look.shards {
             let segments = if exact { Vec::new() } else { at.segments.clone() };
-            let cause = (*shard, at.index, segments, query, exact, look.group);
+            let cause = (*shard, at.index, segments, look.kind, look.group);
             let of_shard = |hit: &&(Key, u32)| evidence.homes.of(hit.0) == *shard;
             let hits: Vec<(Key, u32)> = look.hits.iter().filter(of_shard).copied().collect();
             let (first, node) = answers.entry(cause.clone()).or_insert_with(|| (hits.clone(), at.node));
@@ -53,5 +57,8 @@ mod tests {
         assert_eq!(found(&[look(false, &[(1, 5)], 1), look(false, &[(1, 6)], 1)]), 1);
         assert_eq!(found(&[look(false, &[(1, 5), (2, 5)], 1), look(false, &[(2, 5), (1, 5)], 1)]), 1, "the order, too");
         assert_eq!(found(&[look(true, &[(1, 5)], 1), look(true, &[(1, 6)], 2)]), 1, "exactness knows no segments");
+        let words = |hits: &[(Key, u32)], segment: u8| Look { kind: Kind::Words(3), ..look(true, hits, segment) };
+        assert_eq!(found(&[words(&[(1, 5)], 1), words(&[(1, 6)], 2)]), 1, "nor do sparse vectors");
+        assert_eq!(found(&[words(&[(1, 5)], 1), look(true, &[(1, 6)], 1)]), 0, "another question");
     }
 }

@@ -38,7 +38,7 @@ impl Read {
 /// A filter in JSON, as `{"equals":{"path":"lang","value":"en"}}`.
 pub(crate) fn filter(text: &str) -> Result<wire::Filter, String> {
     let filter: Filter = serde_json::from_str(text).map_err(|error| {
-        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids")
+        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids, has_vector")
     })?;
     filter.check().map_err(|error| error.to_string())?;
     Ok(filter.into())
@@ -102,6 +102,22 @@ pub(crate) fn payload_index(text: &str) -> Result<(String, wire::FieldKind), Str
         other => return Err(format!("{other:?} is not keyword, integer, float, bool or datetime")),
     };
     Ok((path.to_owned(), kind))
+}
+
+/// `name` or `name=idf` of a sparse vector.
+pub(crate) fn sparse(text: &str) -> Result<(String, wire::SparseSpec), String> {
+    let (name, modifier) = match text.split_once('=') {
+        None => (text, wire::Modifier::None),
+        Some((name, "idf")) => (name, wire::Modifier::Idf),
+        Some((_, other)) => return Err(format!("{other:?} is no modifier; idf is one")),
+    };
+    Ok((name.to_owned(), wire::SparseSpec { modifier: modifier.into() }))
+}
+
+/// `name=dimension` of a multi-vector.
+pub(crate) fn multi(text: &str) -> Result<(String, u32), String> {
+    let (name, dimension) = text.split_once('=').ok_or("write it as name=dimension, for example colbert=128")?;
+    Ok((name.to_owned(), dimension.parse().map_err(|_| format!("{dimension:?} is no number of components"))?))
 }
 
 /// How a new collection is laid out.
@@ -185,6 +201,10 @@ mod tests {
         assert!(vector("1,x").unwrap_err().contains("\"x\""));
         assert!(filter(r#"{"not":{"equals":{"path":"a","value":1}}}"#).is_ok());
         assert!(filter(r#"{"equal":{"path":"a","value":1}}"#).unwrap_err().contains("equals"));
+        assert_eq!(sparse("words=idf").unwrap().1.modifier(), wire::Modifier::Idf);
+        assert!(sparse("words=bm25").unwrap_err().contains("idf"));
+        assert_eq!(multi("tokens=128"), Ok(("tokens".to_owned(), 128)));
+        assert!(multi("tokens").is_err() && multi("tokens=x").is_err());
         assert!(payload_index("a=int").unwrap_err().contains("integer"));
     }
 }

@@ -136,11 +136,21 @@ impl Import {
         let nothing =
             || Failure::of(first.display(), Failure::new("holds no point with a vector to take the dimension from"));
         let point = JsonPoints::open(first)?.next().ok_or_else(nothing)??;
-        let (vector, more) = point.vectors.split_first().ok_or_else(nothing)?;
-        let mut spec = self.layout.spec(&self.collection, &vector.name, dimension(vector.values.len()), self.metric);
-        for vector in more {
-            let other = self.layout.spec(&self.collection, &vector.name, dimension(vector.values.len()), self.metric);
-            spec.vectors.extend(other.vectors);
+        if point.vectors.is_empty() {
+            return Err(nothing());
+        }
+        let mut spec =
+            wire::CollectionSpec { vectors: [].into(), ..self.layout.spec(&self.collection, "", 0, self.metric) };
+        for vector in point.vectors {
+            if vector.sparse.is_some() {
+                spec.sparse_vectors.insert(vector.name, wire::SparseSpec::default());
+            } else if let Some(multi) = vector.multi {
+                let multi = wire::MultiSpec { dimension: multi.dimension, metric: self.metric.wire() as i32 };
+                spec.multi_vectors.insert(vector.name, multi);
+            } else {
+                let other = self.layout.spec("", &vector.name, dimension(vector.values.len()), self.metric);
+                spec.vectors.extend(other.vectors);
+            }
         }
         Ok(spec)
     }
@@ -196,7 +206,7 @@ fn read_points(
             continue;
         }
         for values in VectorRows::open(path)? {
-            let vectors = vec![wire::NamedVector { name: vector.to_owned(), values: values? }];
+            let vectors = vec![wire::NamedVector { name: vector.to_owned(), values: values?, ..Default::default() }];
             let number = wire::PointId { id: Some(wire::point_id::Id::Number(id)) };
             if !send(wire::Point { id: Some(number), vectors, payload_json: Default::default() }) {
                 return Ok(());

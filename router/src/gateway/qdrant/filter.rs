@@ -55,22 +55,11 @@ struct MinShould {
 #[serde(untagged)]
 enum Condition {
     Field(Box<Field>),
-    IsEmpty {
-        is_empty: Key,
-    },
-    IsNull {
-        is_null: Key,
-    },
-    HasId {
-        has_id: Vec<Id>,
-    },
-    HasVector {
-        #[serde(rename = "has_vector")]
-        _name: String,
-    },
-    Nested {
-        nested: Box<NestedFilter>,
-    },
+    IsEmpty { is_empty: Key },
+    IsNull { is_null: Key },
+    HasId { has_id: Vec<Id> },
+    HasVector { has_vector: String },
+    Nested { nested: Box<NestedFilter> },
     Filter(Box<QdrantFilter>),
 }
 
@@ -203,7 +192,7 @@ impl Condition {
             Self::IsEmpty { is_empty } => empty(&is_empty.key),
             Self::IsNull { is_null } => Filter::IsNull(path(&is_null.key)),
             Self::HasId { has_id } => Filter::Ids(has_id.into_iter().map(PointId::from).collect()),
-            Self::HasVector { .. } => return Err(super::not_supported("has_vector").0),
+            Self::HasVector { has_vector } => Filter::HasVector(has_vector),
             Self::Nested { nested } => {
                 Filter::Nested { path: path(&nested.key), filter: Box::new(nested.filter.convert()?) }
             }

@@ -60,7 +60,7 @@ pub(super) struct Columns {
 #[serde(untagged)]
 enum ColumnVectors {
     Rows(Vec<Vectors>),
-    Named(BTreeMap<String, Vec<Vec<f32>>>),
+    Named(BTreeMap<String, Vec<super::values::Vector>>),
 }
 
 impl Upsert {
@@ -105,8 +105,8 @@ impl Columns {
                         let reason = format!("has {} rows for {count} ids", column.len());
                         return Err(Error::invalid(format!("batch.vectors[{name:?}]"), reason));
                     }
-                    for (row, values) in rows.iter_mut().zip(column) {
-                        row.insert(name.clone(), super::values::Vector::Dense(values));
+                    for (row, vector) in rows.iter_mut().zip(column) {
+                        row.insert(name.clone(), vector);
                     }
                 }
                 rows.into_iter().map(Vectors::Named).collect()
@@ -493,9 +493,11 @@ async fn put_vectors(
         given.insert(PointId::from(id), vector.read(&format!("points[{at}].vector"))?);
     }
     let spec = pipeline.describe_collection(collection).await?.spec;
-    for (id, vectors) in &given {
-        let point = Point { id: id.clone(), vectors: vectors.clone(), payload_json: Bytes::new() };
+    for (id, vectors) in &mut given {
+        let mut point = Point { id: id.clone(), vectors: std::mem::take(vectors), payload_json: Bytes::new() };
+        spec.adopt_point(&mut point);
         spec.check_point(&point, &format!("points[{id}]"))?;
+        *vectors = point.vectors;
     }
     let ids: Vec<PointId> = given.keys().cloned().collect();
     let found = exist(pipeline, collection, &ids, asked).await?;
@@ -553,7 +555,7 @@ async fn drop_vectors(
     let DeleteVectors { vector, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
     let spec = pipeline.describe_collection(collection).await?.spec;
-    if let Some(name) = vector.iter().find(|name| !spec.vectors.contains_key(*name)) {
+    if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
         return Err(Error::invalid("vector", format!("Not existing vector name error: {name}")));
     }
     let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();

@@ -12,14 +12,14 @@ use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::order::Order;
 use nearring_proto::query::SearchQuery;
-use nearring_proto::vector::Metric;
+use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
 use super::points::OrderBy;
-use super::values::{Id, Vector, WithPayload, WithVector, id_json};
+use super::values::{Id, Vector, WithPayload, WithVector, id_json, recommended};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
@@ -237,7 +237,7 @@ impl Search<'_> {
                 Filter::Ids(ids.into_iter().collect())
             });
             let parameters = query.params.unwrap_or_default();
-            let nearest = |vector: Vec<f32>, mut all: Vec<Filter>| {
+            let nearest = |vector: Stored, mut all: Vec<Filter>| {
                 all.extend(filter.clone());
                 // Candidates are few: they are compared one by one.
                 let exact = parameters.exact.unwrap_or(false) || candidates.is_some();
@@ -311,10 +311,11 @@ impl Search<'_> {
             return Err(Error::invalid("query.mmr.diversity", format!("is {diversity}, must be 0.0 to 1.0")));
         }
         let name = candidates.vector_name.clone();
-        let metric = self.spec.vectors.get(&name).map_or(Metric::Cosine, |vector| vector.metric);
+        let of_rows = self.spec.multi_vectors.get(&name).map(|multi| multi.metric);
+        let metric = self.spec.vectors.get(&name).map(|vector| vector.metric).or(of_rows).unwrap_or(Metric::Dot);
         let hits = self.search(SearchQuery { with_vectors: true, ..candidates }).await?;
         let relevance: Vec<f32> = hits.iter().map(|hit| likeness(metric, hit.score)).collect();
-        let vectors: Vec<&[f32]> = hits.iter().map(|hit| hit.vectors.get(&name).map_or(&[][..], Vec::as_slice)).collect();
+        let vectors: Vec<Option<&Stored>> = hits.iter().map(|hit| hit.vectors.get(&name)).collect();
         let order = marginal(metric, &relevance, &vectors, 1.0 - diversity, wanted);
         let mut hits: Vec<Option<Hit>> = hits.into_iter().map(Some).collect();
         let mut taken: Vec<Hit> = order.into_iter().filter_map(|at| hits.get_mut(at)?.take()).collect();
@@ -325,7 +326,7 @@ impl Search<'_> {
     }
 
     /// The vector that an example stands for, and its id where it is a point of this collection.
-    async fn example(&self, example: Example, source: Source<'_>) -> Result<(Vec<f32>, Option<PointId>), Error> {
+    async fn example(&self, example: Example, source: Source<'_>) -> Result<(Stored, Option<PointId>), Error> {
         match example {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
@@ -341,7 +342,7 @@ impl Search<'_> {
     }
 
     /// The average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Vec<f32>, Vec<PointId>), Error> {
+    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Stored, Vec<PointId>), Error> {
         if wanted.strategy.as_deref().is_some_and(|strategy| strategy != "average_vector") {
             return Err(not_supported("recommend by best or summed scores").0);
         }
@@ -349,31 +350,16 @@ impl Search<'_> {
             return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
         }
         let mut seen = Vec::new();
-        let mut average = Vec::new();
-        for side in [wanted.positive, wanted.negative] {
-            let mut sum: Option<Vec<f32>> = None;
-            let count = side.len();
-            for example in side {
+        let mut sides = [Vec::new(), Vec::new()];
+        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
+            for example in examples {
                 let (vector, id) = self.example(example, source).await?;
                 seen.extend(id);
-                sum = Some(match sum {
-                    None => vector,
-                    Some(sum) if sum.len() == vector.len() => sum.iter().zip(&vector).map(|(a, b)| a + b).collect(),
-                    Some(sum) => {
-                        let reason = format!("have {} and {} components", sum.len(), vector.len());
-                        return Err(Error::invalid("recommend", reason));
-                    }
-                });
+                vectors.push(vector);
             }
-            average.push(sum.map(|sum| sum.into_iter().map(|value| value / count as f32).collect::<Vec<f32>>()));
         }
-        let mut sides = average.into_iter();
-        let positive = sides.next().flatten().unwrap_or_default();
-        let vector = match sides.next().flatten() {
-            None => positive,
-            Some(negative) => positive.iter().zip(&negative).map(|(liked, not)| liked + liked - not).collect(),
-        };
-        Ok((vector, seen))
+        let [liked, not] = sides;
+        Ok((recommended(liked, not)?, seen))
     }
 
     /// Points as a scroll lists them. Their score says nothing.
@@ -410,7 +396,7 @@ fn likeness(metric: Metric, score: f32) -> f32 {
     if metric.higher_is_nearer() { score } else { -score * score }
 }
 
-/// How alike two vectors are, on the scale of [`likeness`].
+/// How alike two rows are, on the scale of [`likeness`].
 fn alike(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     let pairs = a.iter().zip(b);
     match metric {
@@ -419,9 +405,28 @@ fn alike(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
+/// The same of any two vectors; of several rows each one's likest is added up. 0 where they cannot be compared.
+fn likeness_of(metric: Metric, a: Option<&Stored>, b: Option<&Stored>) -> f32 {
+    match (a, b) {
+        (Some(Stored::Dense(a)), Some(Stored::Dense(b))) => alike(metric, a, b),
+        (Some(Stored::Sparse(a)), Some(Stored::Sparse(b))) => a.dot(b).unwrap_or(0.0),
+        (Some(Stored::Multi(a)), Some(Stored::Multi(b))) => {
+            let likest = |row| b.rows().map(|other| alike(metric, row, other)).fold(f32::NEG_INFINITY, f32::max);
+            a.rows().map(likest).sum()
+        }
+        _ => 0.0,
+    }
+}
+
 /// Maximal marginal relevance (Carbonell and Goldstein, 1998): the places of up to `wanted` candidates, each the one of the
 /// greatest `lambda` · relevance − (1 − `lambda`) · likeness to the likest of those before it.
-fn marginal(metric: Metric, relevance: &[f32], vectors: &[&[f32]], lambda: f32, wanted: usize) -> Vec<usize> {
+fn marginal(
+    metric: Metric,
+    relevance: &[f32],
+    vectors: &[Option<&Stored>],
+    lambda: f32,
+    wanted: usize,
+) -> Vec<usize> {
     let mut left: Vec<usize> = (0..relevance.len()).collect();
     let mut likest = vec![f32::NEG_INFINITY; relevance.len()];
     let mut taken: Vec<usize> = Vec::new();
@@ -434,7 +439,7 @@ fn marginal(metric: Metric, relevance: &[f32], vectors: &[&[f32]], lambda: f32, 
         let Some(best) = best else { break };
         let next = left.remove(best);
         for at in &left {
-            likest[*at] = likest[*at].max(alike(metric, vectors[*at], vectors[next]));
+            likest[*at] = likest[*at].max(likeness_of(metric, vectors[*at], vectors[next]));
         }
         taken.push(next);
     }
