@@ -90,7 +90,7 @@ impl Nearring for Router {
         let index = 10 + self.0.scrolls.lock().unwrap().len() as u64;
         self.0.scrolls.lock().unwrap().push(request);
         let positions = vec![wire::Position { shard: 4, index }];
-        Ok(Response::new(wire::ScrollReply { points, next, positions }))
+        Ok(Response::new(wire::ScrollReply { points, next, positions, order_values: Vec::new() }))
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetReply>, Status> {

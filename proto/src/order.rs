@@ -257,7 +257,8 @@ mod tests {
             (6, json!({})),
         ];
         let order = |descending, start_from| Order::ByPayload { path: "n".into(), descending, start_from };
-        let ids = |order: Order, limit| listed(&order, limit, &points).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        let ids =
+            |order: Order, limit| listed(&order, limit, &points).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
         assert_eq!(ids(order(false, None), 10), [2, 1, 4, 2, 5]);
         assert_eq!(ids(order(true, None), 10), [5, 2, 1, 4, 2]);
         assert_eq!(ids(order(true, None), 2), [5, 2]);
@@ -281,7 +282,9 @@ mod tests {
     #[test]
     fn a_facet_counts_a_point_once_for_each_value() {
         let mut facet = Facet::default();
-        for payload in [json!({"a": ["x", "x", "y"]}), json!({"a": "y"}), json!({"a": 3}), json!({"a": [true, 1.5, null]})] {
+        for payload in
+            [json!({"a": ["x", "x", "y"]}), json!({"a": "y"}), json!({"a": 3}), json!({"a": [true, 1.5, null]})]
+        {
             facet.count(payload.as_object().unwrap(), "a");
         }
         let text = |text: &str| FacetValue::Text(text.to_owned());

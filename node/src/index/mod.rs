@@ -493,7 +493,8 @@ impl ShardIndex {
         for slot in &slots {
             let Some((id, _)) = self.points.at(slot) else { continue };
             let Some(payload) = payload(id) else { continue };
-            if exact || filter.is_none_or(|filter| filter.matches(id, &payload)) {
+            let has_vector = |name: &str| self.having(name).is_some_and(|slots| slots.contains(slot));
+            if exact || filter.is_none_or(|filter| filter.matches(id, &payload, &has_vector)) {
                 each(id, &payload);
             }
         }

@@ -319,7 +319,11 @@ impl Nearring for Native {
             limit: request.limit as usize,
             filter: filter(request.filter)?,
             wants: Wants { payload: request.with_payload, vectors: request.with_vectors },
-            order: request.order.map(Order::try_from).transpose().map_err(|error| Error::from(error.within("order")))?,
+            order: request
+                .order
+                .map(Order::try_from)
+                .transpose()
+                .map_err(|error| Error::from(error.within("order")))?,
         };
         let answer = self.pipeline.scroll(&request.collection, wanted, &options(request.read)?).await?;
         let points = answer.points.into_iter().map(Into::into).collect();

@@ -113,11 +113,11 @@ impl Groups {
         let mut groups: Vec<(Value, Vec<usize>)> = Vec::new();
         for (at, hit) in hits.iter().enumerate() {
             for id in group_ids(hit, path)? {
+                let room = groups.len() < limit;
                 match groups.iter_mut().find(|(known, _)| *known == id) {
                     Some((_, places)) if places.len() < size => places.push(at),
-                    Some(_) => {}
-                    None if groups.len() < limit => groups.push((id, vec![at])),
-                    None => {}
+                    None if room => groups.push((id, vec![at])),
+                    Some(_) | None => {}
                 }
             }
         }
@@ -169,8 +169,11 @@ async fn grouped(
     };
     let mut told = Vec::with_capacity(groups.groups.len());
     for (id, places) in groups.groups {
-        let hits: Vec<Value> =
-            places.iter().filter_map(|at| search.hits.get(*at)).map(|hit| search.told(hit)).collect::<Result<_, _>>()?;
+        let hits: Vec<Value> = places
+            .iter()
+            .filter_map(|at| search.hits.get(*at))
+            .map(|hit| search.told(hit))
+            .collect::<Result<_, _>>()?;
         told.push(json!({"id": id, "hits": hits}));
     }
     if let Some(lookup) = grouping.with_lookup {
