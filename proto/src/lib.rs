@@ -13,6 +13,7 @@ pub mod clock;
 pub mod collection;
 pub mod convert;
 pub mod coverage;
+pub mod examples;
 pub mod filter;
 pub mod hit;
 pub mod ids;
