@@ -1,33 +1,34 @@
 //! Replicas at equal positions give equal answers, to the bit: an exact search by what is applied, an approximate one also
-//! by the segments that the answer names.
+//! by the segments that the answer names, however narrowly their graphs were walked.
 use std::collections::BTreeMap;
 
 use nearring_proto::ids::ShardId;
 
 use super::Evidence;
-use crate::history::{Kind, Violation};
+use crate::history::{At, Kind, Look, Violation};
 use crate::model::{Group, Key};
 
 /// The property.
 const PROPERTY: &str = "replicas at one position answer alike";
 
-/// What an answer of one shard follows from: shard, index, segments, query, whether exactly, filter.
-type Cause = (ShardId, u64, Vec<Vec<u8>>, u64, bool, Option<Group>);
+/// What an answer follows from: the question, the filter, and of every shard that was read its index, and its segments where
+/// the search was approximate.
+type Cause = (Kind, Option<Group>, Vec<(ShardId, u64, Vec<Vec<u8>>)>);
 
 /// The searches that were answered differently.
 pub fn violations(evidence: &Evidence<'_>) -> Vec<Violation> {
-    let mut answers: BTreeMap<Cause, (Vec<(Key, u32)>, u64)> = BTreeMap::new();
+    let mut answers: BTreeMap<Cause, (Vec<(Key, u32)>, Vec<u64>)> = BTreeMap::new();
     let mut violations = Vec::new();
     for look in evidence.looks {
-        let Kind::Search(query, exact) = look.kind else { continue };
-        for (shard, at) in &look.shards {
-            let segments = if exact { Vec::new() } else { at.segments.clone() };
-            let cause = (*shard, at.index, segments, query, exact, look.group);
-            let of_shard = |hit: &&(Key, u32)| evidence.homes.of(hit.0) == *shard;
-            let hits: Vec<(Key, u32)> = look.hits.iter().filter(of_shard).copied().collect();
-            let (first, node) = answers.entry(cause.clone()).or_insert_with(|| (hits.clone(), at.node));
+        for (shards, hits) in parts(evidence, look) {
+            let exact = matches!(look.kind, Kind::Search(_, true));
+            let segments = |at: &At| if exact { Vec::new() } else { at.segments.clone() };
+            let read = shards.iter().map(|(shard, at)| (**shard, at.index, segments(at))).collect();
+            let cause: Cause = (look.kind, look.group, read);
+            let nodes: Vec<u64> = shards.iter().map(|(_, at)| at.node).collect();
+            let (first, by) = answers.entry(cause.clone()).or_insert_with(|| (hits.clone(), nodes.clone()));
             if *first != hits {
-                let what = format!("{cause:?}: {first:?} by node {node}, {hits:?} by node {}", at.node);
+                let what = format!("{cause:?}: {first:?} by nodes {by:?}, {hits:?} by nodes {nodes:?}");
                 violations.push(Violation { property: PROPERTY, what, operations: Vec::new() });
             }
         }
@@ -35,11 +36,25 @@ pub fn violations(evidence: &Evidence<'_>) -> Vec<Violation> {
     violations
 }
 
+/// What can be compared of a look: each shard's hits where all were wanted; otherwise all hits together, since those of one
+/// shard left less room for those of the others.
+fn parts<'a>(evidence: &Evidence<'_>, look: &'a Look) -> Vec<(Vec<(&'a ShardId, &'a At)>, Vec<(Key, u32)>)> {
+    match look.kind {
+        Kind::Search(..) => {
+            let of_shard = |shard: &ShardId| {
+                look.hits.iter().filter(|hit| evidence.homes.of(hit.0) == *shard).copied().collect::<Vec<_>>()
+            };
+            look.shards.iter().map(|(shard, at)| (vec![(shard, at)], of_shard(shard))).collect()
+        }
+        Kind::Nearest(..) | Kind::Walked(..) => vec![(look.shards.iter().collect(), look.hits.clone())],
+        Kind::Get | Kind::Scroll | Kind::Count => Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{judged, sight};
     use super::*;
-    use crate::history::Look;
 
     #[test]
     fn answers_that_differ_without_a_cause_are_found() {
@@ -53,5 +68,8 @@ mod tests {
         assert_eq!(found(&[look(false, &[(1, 5)], 1), look(false, &[(1, 6)], 1)]), 1);
         assert_eq!(found(&[look(false, &[(1, 5), (2, 5)], 1), look(false, &[(2, 5), (1, 5)], 1)]), 1, "the order, too");
         assert_eq!(found(&[look(true, &[(1, 5)], 1), look(true, &[(1, 6)], 2)]), 1, "exactness knows no segments");
+        let walked = |hits: &[(Key, u32)], segment| Look { kind: Kind::Walked(3, 1), ..look(false, hits, segment) };
+        assert_eq!(found(&[walked(&[(1, 5)], 1), walked(&[(1, 5)], 1), walked(&[(2, 5)], 2)]), 0);
+        assert_eq!(found(&[walked(&[(1, 5)], 1), walked(&[(2, 5)], 1)]), 1);
     }
 }
