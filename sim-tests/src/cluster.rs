@@ -90,20 +90,8 @@ impl Config {
     pub const STEPS: u64 = 75;
 
     /// Three nodes, three clients, half a minute of faults. How many points there are, how large they are and how soon
-    /// they are sealed is drawn from the seed: some runs purge their logs often, some build and merge many segments, and in
-    /// some there are so many points that a walk through a graph does not see all of them.
+    /// they are sealed is drawn from the seed: some runs purge their logs often, some build and merge many segments.
     pub fn new(seed: u64) -> Self {
-        let few = Self::of_few_points(seed);
-        let mut rng = SmallRng::seed_from_u64(seed ^ 0x6372_6f77_6400);
-        if !rng.random_bool(0.125) {
-            return few;
-        }
-        let (keys, seal_points) = (rng.random_range(60..=90), rng.random_range(4..=24));
-        let load = Load { keys, seal_points, degree: 4, payload_bytes: 2_000, ..few.load };
-        Self { load, graph_from: 2, ..few }
-    }
-
-    fn of_few_points(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x7368_6170_6500);
         Self {
             seed,
@@ -117,7 +105,6 @@ impl Config {
                 pause: Duration::from_millis(600),
                 shards: 2,
                 seal_points: rng.random_range(1..=4),
-                degree: 0,
                 payload_bytes: [2_000, 12_000, 24_000].choose(&mut rng).copied().unwrap_or(24_000),
             },
             faults_for: Duration::from_secs(30),

@@ -45,8 +45,6 @@ pub struct Load {
     pub shards: u32,
     /// Tail size at which a segment is sealed.
     pub seal_points: u32,
-    /// Degree of graphs; 0 = the default, with which a graph of few points links each of them to all.
-    pub degree: u32,
     /// The most bytes of a payload; some are large, so that logs outgrow their budget and snapshots are taken.
     pub payload_bytes: usize,
 }
@@ -73,7 +71,7 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
         shard_count: load.shards,
         replication_factor: 3, // the default follows from how many nodes have joined when the collection is made
         routing_separator: "#".to_owned(),
-        index: Some(wire::IndexSpec { seal_points: load.seal_points, m: load.degree, ..Default::default() }),
+        index: Some(wire::IndexSpec { seal_points: load.seal_points, ..Default::default() }),
         documents: Some(wire::DocumentSpec {
             embedder: "static256".to_owned(),
             vector: TEXT_VECTOR.to_owned(),
@@ -896,7 +894,6 @@ mod tests {
         pause: Duration::ZERO,
         shards: 2,
         seal_points: 16,
-        degree: 0,
         payload_bytes: 1_000,
     };
 
