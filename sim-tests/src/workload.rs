@@ -386,7 +386,8 @@ impl Worker {
             limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
             narrow: false,
         };
-        // A walk is asked for more candidates than it returns hits, so only few hits leave anything out.
+        // A walk is asked for more candidates than it returns hits, so only few hits leave anything out. There are so few points
+        // that mostly nothing is left out even so; what this asks is whether all replicas walk alike.
         SearchFor { narrow: !wanted.exact && wanted.limit.is_some_and(|limit| limit < 3), ..wanted }
     }
 
