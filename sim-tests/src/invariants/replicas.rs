@@ -1,6 +1,7 @@
 //! Replicas at equal positions give equal answers, to the bit: an exact search by what is applied, an approximate one also
 //! by the segments that the answer names, however narrowly their graphs were walked.
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use nearring_proto::ids::ShardId;
 
@@ -15,21 +16,39 @@ const PROPERTY: &str = "replicas at one position answer alike";
 /// the search was approximate.
 type Cause = (Kind, Option<Group>, Vec<(ShardId, u64, Vec<Vec<u8>>)>);
 
+/// Hits, and who gave them.
+struct Answer<'a> {
+    shards: Vec<(ShardId, &'a At)>,
+    hits: Vec<(Key, u32)>,
+}
+
+impl Answer<'_> {
+    fn nodes(&self) -> Vec<u64> {
+        self.shards.iter().map(|(_, at)| at.node).collect()
+    }
+}
+
 /// The searches that were answered differently.
 pub fn violations(evidence: &Evidence<'_>) -> Vec<Violation> {
-    let mut answers: BTreeMap<Cause, (Vec<(Key, u32)>, Vec<u64>)> = BTreeMap::new();
+    let mut answers: BTreeMap<Cause, Answer<'_>> = BTreeMap::new();
     let mut violations = Vec::new();
     for look in evidence.looks {
-        for (shards, hits) in parts(evidence, look) {
+        for answer in comparable(evidence, look) {
             let exact = matches!(look.kind, Kind::Search(_, true));
             let segments = |at: &At| if exact { Vec::new() } else { at.segments.clone() };
-            let read = shards.iter().map(|(shard, at)| (**shard, at.index, segments(at))).collect();
-            let cause: Cause = (look.kind, look.group, read);
-            let nodes: Vec<u64> = shards.iter().map(|(_, at)| at.node).collect();
-            let (first, by) = answers.entry(cause.clone()).or_insert_with(|| (hits.clone(), nodes.clone()));
-            if *first != hits {
-                let what = format!("{cause:?}: {first:?} by nodes {by:?}, {hits:?} by nodes {nodes:?}");
-                violations.push(Violation { property: PROPERTY, what, operations: Vec::new() });
+            let read = answer.shards.iter().map(|(shard, at)| (*shard, at.index, segments(at))).collect();
+            match answers.entry((look.kind, look.group, read)) {
+                Entry::Vacant(place) => drop(place.insert(answer)),
+                Entry::Occupied(first) if first.get().hits == answer.hits => {}
+                Entry::Occupied(first) => {
+                    let (cause, first) = (first.key(), first.get());
+                    let (nodes, others) = (first.nodes(), answer.nodes());
+                    let what = format!(
+                        "{cause:?}: {:?} by nodes {nodes:?}, {:?} by nodes {others:?}",
+                        first.hits, answer.hits
+                    );
+                    violations.push(Violation { property: PROPERTY, what, operations: Vec::new() });
+                }
             }
         }
     }
@@ -38,15 +57,16 @@ pub fn violations(evidence: &Evidence<'_>) -> Vec<Violation> {
 
 /// What can be compared of a look: each shard's hits where all were wanted; otherwise all hits together, since those of one
 /// shard left less room for those of the others.
-fn parts<'a>(evidence: &Evidence<'_>, look: &'a Look) -> Vec<(Vec<(&'a ShardId, &'a At)>, Vec<(Key, u32)>)> {
+fn comparable<'a>(evidence: &Evidence<'_>, look: &'a Look) -> Vec<Answer<'a>> {
+    let shards = look.shards.iter().map(|(shard, at)| (*shard, at));
     match look.kind {
         Kind::Search(..) => {
-            let of_shard = |shard: &ShardId| {
-                look.hits.iter().filter(|hit| evidence.homes.of(hit.0) == *shard).copied().collect::<Vec<_>>()
+            let of_shard = |shard: ShardId| {
+                look.hits.iter().filter(|hit| evidence.homes.of(hit.0) == shard).copied().collect::<Vec<_>>()
             };
-            look.shards.iter().map(|(shard, at)| (vec![(shard, at)], of_shard(shard))).collect()
+            shards.map(|(shard, at)| Answer { shards: vec![(shard, at)], hits: of_shard(shard) }).collect()
         }
-        Kind::Nearest(..) | Kind::Walked(..) => vec![(look.shards.iter().collect(), look.hits.clone())],
+        Kind::Nearest(..) | Kind::Walked(..) => vec![Answer { shards: shards.collect(), hits: look.hits.clone() }],
         Kind::Get | Kind::Scroll | Kind::Count => Vec::new(),
     }
 }
