@@ -439,7 +439,8 @@ impl Running {
         machine: Option<Machine>,
     ) -> Result<Infallible, NodeError> {
         let (host, meta, settings) = (&self.host, &self.host.meta, &self.builder.settings);
-        let fresh = identity.cluster().is_none();
+        // A life that no group was ever told to is as good as new: it stopped before it was let in.
+        let fresh = identity.cluster().is_none() || self.log.groups().is_empty();
         let (cluster, minting) = self.find_cluster(&mut identity, noted).await?;
         tracing::info!(%cluster, node = %identity.replica(), "this node is part of a cluster");
         meta.set_cluster(cluster);
@@ -588,7 +589,7 @@ impl Running {
 
     async fn keep_joined(&self, identity: &mut Identity, fresh: bool) -> NodeError {
         match self.host.meta.keep_joined(self.host.node.clone()).await {
-            // A directory that is new in this very start is no old copy: the clock went back.
+            // A directory in which this life holds nothing is no old copy: the clock went back.
             Err(Rejected::EarlierLife { known, .. }) if fresh => {
                 let (medium, mut next) = (self.builder.medium.clone(), identity.clone());
                 let later = move || known.0.saturating_add(1);

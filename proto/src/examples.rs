@@ -79,9 +79,8 @@ impl Examples {
                 pairs.iter().map(side).sum::<f32>() + squeezed(likeness(target))
             }
             Self::Context { pairs } => {
-                let lost = |pair: &Pair| {
-                    sigmoid((likeness(&pair.liked) - likeness(&pair.disliked) - f32::EPSILON).min(0.0))
-                };
+                let lost =
+                    |pair: &Pair| sigmoid((likeness(&pair.liked) - likeness(&pair.disliked) - f32::EPSILON).min(0.0));
                 pairs.iter().map(lost).sum()
             }
         }

@@ -397,7 +397,7 @@ impl Worker {
 
     fn draw_search(&self, rng: &mut SmallRng) -> SearchFor {
         let replica = if rng.random_bool(0.3) { rng.random_range(1..=self.nodes) } else { 0 };
-        let dense = SearchFor {
+        let wanted = SearchFor {
             // Few different questions, so that the same one meets the same state on different replicas.
             query: rng.random_range(1..4),
             exact: rng.random_bool(0.5),
@@ -406,11 +406,15 @@ impl Worker {
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
             limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
+            narrow: false,
+            words: false,
         };
-        match rng.random_bool(0.3) {
-            true => SearchFor { words: true, limit: None, ..dense },
-            false => dense,
+        if rng.random_bool(0.3) {
+            return SearchFor { words: true, limit: None, ..wanted };
         }
+        // A walk is asked for more candidates than it returns hits, so only few hits leave anything out. There are so few points
+        // that mostly nothing is left out even so; what this asks is whether all replicas walk alike.
+        SearchFor { narrow: !wanted.exact && wanted.limit.is_some_and(|limit| limit < 3), ..wanted }
     }
 
     /// The error of a request that must not have one, or of one whose outcome is open.
@@ -674,7 +678,7 @@ impl Worker {
 
     /// Searches for some points, or for more than there are, so that all must be found; `None` where there was no answer.
     pub async fn search(&self, wanted: SearchFor) -> Option<Look> {
-        let SearchFor { query, exact, words: by_words, group, level, replica, limit } = wanted;
+        let SearchFor { query, exact, words: by_words, group, level, replica, limit, narrow } = wanted;
         let (name, asked_vector) = match by_words {
             true => (WORDS, Vector::from(words(query))),
             false => ("", vector(query).into()),
@@ -690,6 +694,7 @@ impl Worker {
                 limit: limit.unwrap_or(u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10)),
                 filter: group.map(in_group),
                 exact,
+                ef: u32::from(narrow),
                 with_payload: true,
                 with_vectors: true,
                 ..Default::default()
@@ -749,15 +754,17 @@ impl Worker {
             self.history.complain("a named replica answers", format_args!("{shard} by {at:?}, asked was {replica}"));
         }
         let homes = |key: &Key| shards.contains_key(&self.homes.of(*key));
-        // With as many hits as were asked for, nothing is said of what was not found, but that it is not nearer.
-        let farthest = limit.filter(|limit| reply.hits.len() >= *limit as usize).and(reply.hits.last());
-        let farthest = farthest.map(|hit| hit.score);
-        let keys: Vec<Key> = (0..self.load.keys).filter(|key| farthest.is_none() || found.contains_key(key)).collect();
+        // With as many hits as were asked for, nothing is said of what was not found, but that it is not nearer, and of a
+        // narrow walk not even that.
+        let full = limit.is_some_and(|limit| reply.hits.len() >= limit as usize);
+        let farthest = reply.hits.last().filter(|_| full && !narrow).map(|hit| hit.score);
+        let keys: Vec<Key> = (0..self.load.keys).filter(|key| !full || found.contains_key(key)).collect();
         let reads: Vec<Key> = keys.iter().copied().filter(homes).collect();
         let reads = if wrong.is_empty() { reads } else { Vec::new() };
         let kind = match limit {
             _ if by_words => Kind::Words(query),
             None => Kind::Search(query, exact),
+            Some(limit) if narrow => Kind::Walked(query, limit),
             Some(limit) => Kind::Nearest(query, limit),
         };
         let look = Look { hits, ..self.look(kind, level, group, asked, shards, found) };
@@ -858,6 +865,15 @@ pub struct SearchFor {
     pub replica: u64,
     /// So many hits; `None` = more than there are points.
     pub limit: Option<u32>,
+    /// Walking graphs as narrowly as can be.
+    pub narrow: bool,
+}
+
+impl SearchFor {
+    /// Everything, in the order of nearness to the vector of this value, found without exactness being asked for.
+    pub fn all(query: Value, level: ReadLevel) -> Self {
+        Self { query, exact: false, words: false, group: None, level, replica: 0, limit: None, narrow: false }
+    }
 }
 
 /// How many points and chunks a look stands for.
