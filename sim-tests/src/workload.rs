@@ -401,7 +401,6 @@ impl Worker {
             // Few different questions, so that the same one meets the same state on different replicas.
             query: rng.random_range(1..4),
             exact: rng.random_bool(0.5),
-            words: false,
             group: rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS)),
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
