@@ -48,13 +48,13 @@ pub enum Examples {
 impl Examples {
     /// Every vector of it, in order.
     pub fn vectors(&self) -> Vec<&Vector> {
-        let of_pairs = |pairs: &'_ [Pair]| -> Vec<&Vector> {
-            pairs.iter().flat_map(|pair| [&pair.liked, &pair.disliked]).collect()
-        };
+        fn of_pairs(pairs: &[Pair]) -> impl Iterator<Item = &Vector> {
+            pairs.iter().flat_map(|pair| [&pair.liked, &pair.disliked])
+        }
         match self {
             Self::Best { liked, disliked } | Self::Sum { liked, disliked } => liked.iter().chain(disliked).collect(),
             Self::Discover { target, pairs } => std::iter::once(target).chain(of_pairs(pairs)).collect(),
-            Self::Context { pairs } => of_pairs(pairs),
+            Self::Context { pairs } => of_pairs(pairs).collect(),
         }
     }
 

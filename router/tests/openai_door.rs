@@ -71,6 +71,8 @@ fn spec(name: &str, dimension: u32, documents: Option<DocumentSpec>) -> Collecti
     CollectionSpec {
         name: name.to_owned(),
         vectors: [(String::new(), vector)].into(),
+        sparse_vectors: Default::default(),
+        multi_vectors: Default::default(),
         payload_indexes: Default::default(),
         shard_count: 1,
         replication_factor: 1,
@@ -197,7 +199,7 @@ async fn models_are_what_can_be_asked_and_points_of_langchain_can_be() {
     let vectors = running.pipeline.embed("", texts.map(str::to_owned).to_vec()).await.unwrap();
     let points = (1..).zip(texts.iter().zip(vectors)).map(|(id, (text, vector)): (u64, _)| {
         let payload = json!({"page_content": text, "metadata": {"source": format!("{id}.md")}});
-        let vectors = [(String::new(), vector)].into();
+        let vectors = [(String::new(), vector.into())].into();
         (Point { id: id.into(), vectors, payload_json: payload.to_string().into() }, None)
     });
     running.pipeline.upsert("langchain", points.collect(), None, None).await.unwrap();

@@ -415,7 +415,7 @@ impl Pipeline {
                 };
                 async move {
                     let reply = client.facet(request).await?.into_inner();
-                    let counts = reply.counts.into_iter().map(|count| <(FacetValue, u64)>::try_from(count));
+                    let counts = reply.counts.into_iter().map(<(FacetValue, u64)>::try_from);
                     let counts: Vec<(FacetValue, u64)> = counts.collect::<Result<_, _>>().map_err(malformed)?;
                     Ok((counts, position(reply.position, shard)?))
                 }

@@ -627,21 +627,21 @@ pub(super) struct Aliases {
 }
 
 #[derive(Deserialize, Debug)]
-#[serde(rename_all = "snake_case")]
 enum Action {
-    CreateAlias { collection_name: String, alias_name: String },
-    DeleteAlias { alias_name: String },
-    RenameAlias { old_alias_name: String, new_alias_name: String },
+    #[serde(rename = "create_alias")]
+    Create { collection_name: String, alias_name: String },
+    #[serde(rename = "delete_alias")]
+    Delete { alias_name: String },
+    #[serde(rename = "rename_alias")]
+    Rename { old_alias_name: String, new_alias_name: String },
 }
 
 impl From<Action> for AliasAction {
     fn from(action: Action) -> Self {
         match action {
-            Action::CreateAlias { collection_name: collection, alias_name: alias } => {
-                Self::Assign { alias, collection }
-            }
-            Action::DeleteAlias { alias_name } => Self::Remove(alias_name),
-            Action::RenameAlias { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
+            Action::Create { collection_name: collection, alias_name: alias } => Self::Assign { alias, collection },
+            Action::Delete { alias_name } => Self::Remove(alias_name),
+            Action::Rename { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
         }
     }
 }

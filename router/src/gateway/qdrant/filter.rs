@@ -20,18 +20,13 @@ pub(super) struct QdrantFilter {
 }
 
 /// One, several, or null.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, Clone, Debug, Default)]
 #[serde(untagged)]
 enum Some<T> {
     Many(Vec<T>),
     One(Box<T>),
+    #[default]
     None,
-}
-
-impl<T> Default for Some<T> {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 impl<T> Some<T> {
