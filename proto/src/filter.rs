@@ -7,6 +7,7 @@
 //! value other than null that equals none of those given, and is not the opposite of `In`. A place on Earth is an object
 //! with the numbers `lat` and `lon`, in degrees; distances are great-circle ones on a sphere of [`EARTH_RADIUS_M`].
 //! `ValuesCount` counts what stands at the path as it is written: an array its items, anything else but null one.
+//! `Words` compares texts by their words: what stands between letters and digits is no part of any, nor is case.
 //! `Nested` reads each object at the path as if it were a payload of its own.
 //!
 //! Numbers are compared by [`Number`], datetimes by [`datetime_micros`], everywhere: an index that keys its entries by
@@ -52,6 +53,18 @@ pub struct Range {
     /// Less than or equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lte: Option<Scalar>,
+}
+
+/// Which words of a text [`Filter::Words`] wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantedWords {
+    /// Every one, in any order.
+    All,
+    /// At least one.
+    Any,
+    /// Every one, one behind the other.
+    Phrase,
 }
 
 /// A condition over id, payload and which vectors there are. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
@@ -114,6 +127,22 @@ pub enum Filter {
         path: String,
         /// Not empty.
         text: String,
+    },
+    /// A string at `path` begins with `text`, byte by byte.
+    StartsWith {
+        /// Dotted path.
+        path: String,
+        /// May be empty: then every string does.
+        text: String,
+    },
+    /// A string at `path` has words of `text` among its own. Texts without a word match nothing.
+    Words {
+        /// Dotted path.
+        path: String,
+        /// Where the words are taken from.
+        text: String,
+        /// Which of them it has to have.
+        wanted: WantedWords,
     },
     /// A place at `path` lies in the box, on its edges included. A box whose west is east of its east crosses the
     /// antimeridian.
@@ -255,6 +284,15 @@ impl Filter {
             }
             Filter::Contains { path, text } => {
                 any_value(payload, path, |found| found.as_str().is_some_and(|found| found.contains(text)))
+            }
+            Filter::StartsWith { path, text } => {
+                any_value(payload, path, |found| found.as_str().is_some_and(|found| found.starts_with(text)))
+            }
+            Filter::Words { path, text, wanted } => {
+                let asked = words(text);
+                any_value(payload, path, |found| {
+                    found.as_str().is_some_and(|found| wanted.are_among(&asked, &words(found)))
+                })
             }
             Filter::GeoBox { path, top_left, bottom_right } => {
                 any_place(payload, path, |place| place.within_box(top_left, bottom_right))
@@ -492,9 +530,32 @@ pub fn datetime_micros(text: &str) -> Option<i64> {
     if let Ok(instant) = text.parse::<jiff::Timestamp>() {
         return Some(instant.as_microsecond());
     }
-    // As it is taken elsewhere too (Qdrant): a datetime without an offset, or a date, is one of UTC.
+    // As it is taken elsewhere too (Qdrant): a space may stand before the offset, and a datetime without an offset, or a
+    // date, is one of UTC.
+    if let Some((before, offset)) = text.rsplit_once(' ')
+        && offset.starts_with(['+', '-'])
+        && let Ok(instant) = format!("{before}{offset}").parse::<jiff::Timestamp>()
+    {
+        return Some(instant.as_microsecond());
+    }
     let civil = text.parse::<jiff::civil::DateTime>().ok()?;
     civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp().as_microsecond())
+}
+
+/// The words of a text, in order, in lower case.
+fn words(text: &str) -> Vec<String> {
+    let between = |letter: char| !letter.is_alphanumeric();
+    text.split(between).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+}
+
+impl WantedWords {
+    fn are_among(self, asked: &[String], words: &[String]) -> bool {
+        match self {
+            Self::All => !asked.is_empty() && asked.iter().all(|word| words.contains(word)),
+            Self::Any => asked.iter().any(|word| words.contains(word)),
+            Self::Phrase => !asked.is_empty() && words.windows(asked.len()).any(|run| run == asked),
+        }
+    }
 }
 
 fn any_value(payload: &Payload, path: &str, mut wanted: impl FnMut(&Value) -> bool) -> bool {
@@ -531,6 +592,8 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
         }
         Filter::NotIn { path, .. }
         | Filter::Contains { path, .. }
+        | Filter::StartsWith { path, .. }
+        | Filter::Words { path, .. }
         | Filter::GeoBox { path, .. }
         | Filter::GeoRadius { path, .. }
         | Filter::GeoPolygon { path, .. }
@@ -636,6 +699,12 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
                 return Err(InvalidInput::new(field, "is empty; give what to look for"));
             }
             check_scalar(&Scalar::Text(text.clone()), move || field.clone())
+        }
+        Filter::StartsWith { path, text } | Filter::Words { path, text, .. } => {
+            let kind = if matches!(filter, Filter::Words { .. }) { "words" } else { "starts_with" };
+            let field = format!("{field}.{kind}");
+            check_path(path, &format!("{field}.path"))?;
+            check_scalar(&Scalar::Text(text.clone()), move || format!("{field}.text"))
         }
         Filter::GeoBox { path, top_left, bottom_right } => {
             let field = format!("{field}.geo_box");

@@ -128,10 +128,13 @@ enum Fusion {
     Dbsf,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, Debug, Clone)]
 struct Rrf {
     #[serde(default)]
     k: Option<u32>,
+    /// One for each prefetch.
+    #[serde(default)]
+    weights: Option<Vec<f32>>,
 }
 
 /// A sample of which all points are equally likely members.
@@ -269,8 +272,10 @@ impl Search<'_> {
                     let (vector, seen) = self.recommend(recommend, source).await?;
                     self.search(nearest(vector, without(seen))).await?
                 }
-                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K),
-                Some(Asks::Rrf { rrf }) => reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32)),
+                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?,
+                Some(Asks::Rrf { rrf }) => {
+                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())?
+                }
                 Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists),
                 Some(Asks::OrderBy { order_by }) => {
                     let filter = filter.into_iter().chain(candidates).collect();
@@ -455,13 +460,30 @@ fn unknown(query: &Value) -> Error {
     }
 }
 
-/// Reciprocal rank fusion: Σ 1 / (k + rank), ranks from 0.
-fn reciprocal(lists: Vec<Vec<Hit>>, k: f32) -> Vec<Hit> {
-    fused(
+/// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.
+fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Result<Vec<Hit>, Error> {
+    if k < 1.0 {
+        return Err(Error::invalid("query.rrf.k", "is 0, must be at least 1"));
+    }
+    if let Some(weights) = weights {
+        if weights.len() != lists.len() {
+            let reason = format!("has {} numbers for {} prefetches", weights.len(), lists.len());
+            return Err(Error::invalid("query.rrf.weights", reason));
+        }
+        if let Some(weight) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
+            return Err(Error::invalid("query.rrf.weights", format!("has {weight}, must be 0 or more")));
+        }
+    }
+    let share = |list: usize, rank: usize| match weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0) {
+        weight if weight > 0.0 => 1.0 / (k - 1.0 + (rank + 1) as f32 / weight),
+        _ => 0.0,
+    };
+    Ok(fused(
         lists
             .into_iter()
-            .map(|list| list.into_iter().enumerate().map(|(rank, hit)| (1.0 / (k + rank as f32), hit)).collect()),
-    )
+            .enumerate()
+            .map(|(at, list)| list.into_iter().enumerate().map(|(rank, hit)| (share(at, rank), hit)).collect()),
+    ))
 }
 
 /// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.
