@@ -6,7 +6,7 @@
 //! - A door decides nothing: it decodes, calls the [pipeline](crate::pipeline), encodes. Where Qdrant's operation is made of
 //!   several of ours (payloads by filter, vectors of a point), this module says how far it is atomic.
 //! - Guarantees are equal or stronger: every write is durable on a majority before it is answered, so `wait` and `ordering`
-//!   have nothing to add; reads are session reads, or linearizable with `consistency=all|majority|quorum`.
+//!   have nothing to add; reads are linearizable and of every shard, so `consistency` has not either.
 //! - Settings that have no effect here are stored and echoed, never an error. What is not supported answers 501 and its name.
 //! - A superset: ids may be any text.
 use std::sync::Arc;
