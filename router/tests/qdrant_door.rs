@@ -338,7 +338,7 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
             &format!("PUT {points}"),
             json!({"points": [{"id": 50, "vector": [1, 1]}, {"id": 51, "vector": [1]}]}),
             bad,
-            "51",
+            "points[1]",
         ),
         (&format!("PUT {points}"), json!({"points": [{"id": -1, "vector": [1, 1]}]}), bad, "id"),
         (&format!("PUT {points}"), json!({"points": 3}), bad, "JSON"),
