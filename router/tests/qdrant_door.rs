@@ -8,6 +8,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::StatusCode;
+use nearring_proto::qdrant as pb;
+use nearring_proto::qdrant::collections_client::CollectionsClient;
+use nearring_proto::qdrant::points_client::PointsClient;
+use nearring_proto::qdrant::qdrant_client::QdrantClient;
 use running::Running;
 use serde_json::{Value, json};
 
@@ -343,7 +347,13 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
         (&format!("PUT {points}"), json!({"points": [{"id": -1, "vector": [1, 1]}]}), bad, "id"),
         (&format!("PUT {points}"), json!({"points": 3}), bad, "JSON"),
         (&format!("PUT {points}"), json!({"points": [{"id": 50, "vector": {"other": [1, 1]}}]}), bad, "other"),
-        (&format!("POST {points}/query"), json!({"query": [1, 0, 0]}), bad, "dimension"),
+        (&format!("POST {points}/query"), json!({"query": [1, 0, 0]}), bad, "components"),
+        (
+            &format!("POST {points}/query"),
+            json!({"query": {"discover": {"target": 1, "context": []}}}),
+            StatusCode::NOT_IMPLEMENTED,
+            "discover",
+        ),
         (&format!("POST {points}/query"), json!({"query": 999}), StatusCode::NOT_FOUND, "999"),
         (&format!("POST {points}/query"), json!({"query": [1, 0], "using": "other"}), bad, "other"),
         (&format!("POST {points}/scroll"), json!({"filter": {"must": [{"key": "n", "rang": {}}]}}), bad, "JSON"),
@@ -364,4 +374,169 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
     let large = vec![b' '; 65 << 20];
     let (status, ..) = running.send("PUT", points, large).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+fn pb_id(number: u64) -> pb::PointId {
+    pb::PointId { point_id_options: Some(pb::point_id::PointIdOptions::Num(number)) }
+}
+
+fn pb_ids(hits: &[pb::ScoredPoint]) -> Vec<u64> {
+    let number = |hit: &pb::ScoredPoint| match hit.id.as_ref()?.point_id_options.as_ref()? {
+        pb::point_id::PointIdOptions::Num(number) => Some(*number),
+        pb::point_id::PointIdOptions::Uuid(_) => None,
+    };
+    hits.iter().filter_map(number).collect()
+}
+
+fn nearest(values: &[f32]) -> pb::Query {
+    let dense = pb::vector_input::Variant::Dense(pb::DenseVector { data: values.to_vec() });
+    pb::Query { variant: Some(pb::query::Variant::Nearest(pb::VectorInput { variant: Some(dense) })) }
+}
+
+fn of_kind(kind: &str) -> pb::Filter {
+    let matching = pb::Match { match_value: Some(pb::r#match::MatchValue::Keyword(kind.to_owned())) };
+    let field = pb::FieldCondition { key: "kind".to_owned(), r#match: Some(matching), ..Default::default() };
+    let condition = pb::Condition { condition_one_of: Some(pb::condition::ConditionOneOf::Field(field)) };
+    pb::Filter { must: vec![condition], ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_grpc_it_is_the_same_store() {
+    let running = start().await.with_things().await;
+    let channel = tonic::transport::Endpoint::from_shared(running.grpc.clone()).unwrap().connect().await.unwrap();
+    let (mut points, mut collections) = (PointsClient::new(channel.clone()), CollectionsClient::new(channel.clone()));
+    let name = || "things".to_owned();
+    let health = QdrantClient::new(channel.clone()).health_check(pb::HealthCheckRequest {}).await.unwrap();
+    assert_eq!(health.into_inner().version, nearring_router::gateway::qdrant::VERSION);
+
+    let query = pb::QueryPoints {
+        collection_name: name(),
+        query: Some(nearest(&[1.0, 0.0])),
+        filter: Some(of_kind("small")),
+        limit: Some(2),
+        with_payload: Some(pb::WithPayloadSelector {
+            selector_options: Some(pb::with_payload_selector::SelectorOptions::Enable(true)),
+        }),
+        with_vectors: Some(pb::WithVectorsSelector {
+            selector_options: Some(pb::with_vectors_selector::SelectorOptions::Enable(true)),
+        }),
+        ..Default::default()
+    };
+    let hits = points.query(query.clone()).await.unwrap().into_inner().result;
+    assert_eq!(pb_ids(&hits), [3, 2]);
+    assert_eq!((hits[0].score, hits[0].payload["n"].kind.clone()), (3.0, Some(pb::value::Kind::IntegerValue(3))));
+    let Some(pb::vectors_output::VectorsOptions::Vector(vector)) = hits[0].vectors.clone().unwrap().vectors_options
+    else {
+        panic!("{hits:?}");
+    };
+    assert_eq!(vector.vector, Some(pb::vector_output::Vector::Dense(pb::DenseVector { data: vec![3.0, 1.0] })));
+    let prefetch = |values: &[f32], ids: [u64; 2]| {
+        let has_id = pb::HasIdCondition { has_id: ids.map(pb_id).to_vec() };
+        let only = pb::Condition { condition_one_of: Some(pb::condition::ConditionOneOf::HasId(has_id)) };
+        pb::PrefetchQuery {
+            query: Some(nearest(values)),
+            filter: Some(pb::Filter { must: vec![only], ..Default::default() }),
+            ..Default::default()
+        }
+    };
+    let fused = pb::QueryPoints {
+        collection_name: name(),
+        prefetch: vec![prefetch(&[1.0, 0.0], [3, 4]), prefetch(&[-1.0, 0.0], [2, 3])],
+        query: Some(pb::Query { variant: Some(pb::query::Variant::Fusion(pb::Fusion::Rrf.into())) }),
+        ..Default::default()
+    };
+    assert_eq!(pb_ids(&points.query(fused).await.unwrap().into_inner().result)[0], 3);
+    let groups = pb::QueryPointGroups {
+        collection_name: name(),
+        query: Some(nearest(&[1.0, 0.0])),
+        group_by: "kind".to_owned(),
+        group_size: Some(1),
+        ..Default::default()
+    };
+    let groups = points.query_groups(groups).await.unwrap().into_inner().result.unwrap().groups;
+    assert_eq!(groups.iter().flat_map(|group| pb_ids(&group.hits)).collect::<Vec<_>>(), [7, 3]);
+
+    // Written over gRPC, read over REST.
+    let payload = [(
+        "list".to_owned(),
+        pb::Value {
+            kind: Some(pb::value::Kind::ListValue(pb::ListValue {
+                values: vec![pb::Value { kind: Some(pb::value::Kind::DoubleValue(0.1)) }],
+            })),
+        },
+    )];
+    let vector = pb::Vector {
+        vector: Some(pb::vector::Vector::Dense(pb::DenseVector { data: vec![0.1, 0.7] })),
+        ..Default::default()
+    };
+    let vectors = pb::Vectors { vectors_options: Some(pb::vectors::VectorsOptions::Vector(vector)) };
+    let point = |number, vectors| pb::PointStruct { id: Some(pb_id(number)), payload: payload.clone().into(), vectors };
+    let write = |points, mode: Option<pb::UpdateMode>| pb::UpsertPoints {
+        collection_name: name(),
+        wait: Some(true),
+        points,
+        update_mode: mode.map(Into::into),
+        ..Default::default()
+    };
+    points.upsert(write(vec![point(9, Some(vectors.clone()))], None)).await.unwrap();
+    let held = running.result("GET /collections/things/points/9", json!({})).await;
+    assert_eq!((&held["payload"], &held["vector"]), (&json!({"list": [0.1]}), &json!([0.1_f32, 0.7_f32])));
+    for (mode, ids) in [(pb::UpdateMode::InsertOnly, [9, 10]), (pb::UpdateMode::UpdateOnly, [10, 11])] {
+        let both = ids.map(|number| point(number, Some(vectors.clone())));
+        points.upsert(write(both.to_vec(), Some(mode))).await.unwrap();
+    }
+    assert_eq!(running.found(json!({"must": [{"has_id": [9, 10, 11]}]})).await, [9, 10]);
+    let selector = pb::PointsSelector {
+        points_selector_one_of: Some(pb::points_selector::PointsSelectorOneOf::Filter(of_kind("small"))),
+    };
+    let delete = pb::DeletePoints { collection_name: name(), points: Some(selector), ..Default::default() };
+    points.delete(delete).await.unwrap();
+    let count = pb::CountPoints { collection_name: name(), ..Default::default() };
+    assert_eq!(points.count(count).await.unwrap().into_inner().result.unwrap().count, 6);
+
+    // A collection with everything, told again as it was asked for.
+    let params = pb::VectorParams { size: 3, distance: pb::Distance::Cosine.into(), ..Default::default() };
+    let scalar =
+        pb::ScalarQuantization { r#type: pb::QuantizationType::Int8.into(), quantile: Some(0.5), ..Default::default() };
+    let quantization = pb::quantization_config::Quantization::Scalar(scalar);
+    let create = pb::CreateCollection {
+        collection_name: "full".to_owned(),
+        vectors_config: Some(pb::VectorsConfig {
+            config: Some(pb::vectors_config::Config::ParamsMap(pb::VectorParamsMap {
+                map: [("a".to_owned(), params)].into(),
+            })),
+        }),
+        hnsw_config: Some(pb::HnswConfigDiff { m: Some(24), ..Default::default() }),
+        quantization_config: Some(pb::QuantizationConfig { quantization: Some(quantization) }),
+        shard_number: Some(2),
+        ..Default::default()
+    };
+    collections.create(create.clone()).await.unwrap();
+    let get = pb::GetCollectionInfoRequest { collection_name: "full".to_owned() };
+    let config = collections.get(get).await.unwrap().into_inner().result.unwrap().config.unwrap();
+    assert_eq!(config.params.clone().unwrap().vectors_config, create.vectors_config);
+    assert_eq!((config.params.unwrap().shard_number, config.hnsw_config.unwrap().m), (2, Some(24)));
+    assert_eq!(config.quantization_config, create.quantization_config);
+    let over_rest = running.result("GET /collections/full", json!({})).await;
+    assert_eq!(over_rest["config"]["quantization_config"], json!({"scalar": {"type": "int8", "quantile": 0.5}}));
+
+    // Errors have their codes, and change nothing.
+    let code = |answer: Result<tonic::Response<pb::PointsOperationResponse>, tonic::Status>| {
+        let status = answer.unwrap_err();
+        (status.code(), status.message().to_owned())
+    };
+    let (status, message) = code(points.upsert(write(vec![point(50, None), pb::PointStruct::default()], None)).await);
+    assert_eq!((status, message.contains("points[1].id")), (tonic::Code::InvalidArgument, true), "{message}");
+    let elsewhere = pb::UpsertPoints {
+        collection_name: "nowhere".to_owned(),
+        points: vec![point(50, Some(vectors))],
+        ..Default::default()
+    };
+    assert_eq!(code(points.upsert(elsewhere).await).0, tonic::Code::NotFound);
+    let status = collections.create(create).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}");
+    let formula = pb::Query { variant: Some(pb::query::Variant::Formula(pb::Formula::default())) };
+    let status = points.query(pb::QueryPoints { query: Some(formula), ..query }).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, "not supported: query formula"));
+    assert_eq!(running.found(json!({"must": [{"has_id": [50]}]})).await, [0_u64; 0]);
 }

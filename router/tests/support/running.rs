@@ -24,6 +24,9 @@ pub(crate) struct Running {
     pub(crate) http: Client<HttpConnector, Full<Bytes>>,
     /// What paths are appended to.
     pub(crate) url: String,
+    /// Where gRPC is served.
+    #[allow(dead_code)]
+    pub(crate) grpc: String,
     _data: tempfile::TempDir,
 }
 
@@ -31,7 +34,7 @@ pub(crate) struct Running {
 pub(crate) async fn start(door: &str, change: impl FnOnce(&mut Settings)) -> Running {
     let bind = || async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() };
     let data = tempfile::tempdir().unwrap();
-    let (node, http) = (bind().await, bind().await);
+    let (node, http, grpc) = (bind().await, bind().await, bind().await);
     let address = node.local_addr().unwrap().to_string();
     let seeds = vec![(NodeId(1), address.clone())];
     let of_node = nearring_node::settings::Settings::new(NodeId(1), data.path().join("1"), address.clone(), seeds);
@@ -43,8 +46,10 @@ pub(crate) async fn start(door: &str, change: impl FnOnce(&mut Settings)) -> Run
     let router = RouterBuilder::new(settings).seed(3).start().unwrap();
     let pipeline = router.pipeline().clone();
     let url = format!("http://{}{door}", http.local_addr().unwrap());
+    let at = format!("http://{}", grpc.local_addr().unwrap());
+    tokio::spawn(router.clone().serve(TcpListenerStream::new(grpc), std::future::pending()));
     tokio::spawn(router.serve_rest(http, std::future::pending()));
-    Running { pipeline, http: Client::builder(TokioExecutor::new()).build_http(), url, _data: data }
+    Running { pipeline, http: Client::builder(TokioExecutor::new()).build_http(), url, grpc: at, _data: data }
 }
 
 impl Running {

@@ -33,12 +33,15 @@ use crate::plan::ReadOptions;
 mod collections;
 mod filter;
 mod groups;
+pub mod grpc;
 mod points;
 mod query;
 mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
-pub const VERSION: &str = "1.18.3";
+pub const VERSION: &str = "1.20.0";
+/// What this says it is.
+const TITLE: &str = "nearring - a store that speaks Qdrant's API";
 
 /// What handlers share.
 #[derive(Clone)]
@@ -47,10 +50,17 @@ struct Door {
     in_flight: Arc<Semaphore>,
 }
 
-/// The whole API.
+impl Door {
+    fn new(pipeline: Pipeline) -> Self {
+        let in_flight = Arc::new(Semaphore::new(pipeline.settings().limits.in_flight));
+        Self { pipeline, in_flight }
+    }
+}
+
+/// The whole API over HTTP.
 pub fn app(pipeline: Pipeline) -> Router {
     let limits = pipeline.settings().limits;
-    let door = Door { pipeline, in_flight: Arc::new(Semaphore::new(limits.in_flight)) };
+    let door = Door::new(pipeline);
     let of_collection = Router::new()
         .route("/", get(collections::describe).put(collections::create))
         .route("/", axum::routing::patch(collections::update).delete(collections::delete))
@@ -105,7 +115,7 @@ async fn admit(State(door): State<Door>, request: Request, next: Next) -> Respon
 }
 
 async fn root() -> Json<Value> {
-    Json(json!({"title": "nearring - a store that speaks Qdrant's REST API", "version": VERSION}))
+    Json(json!({"title": TITLE, "version": VERSION}))
 }
 
 async fn healthy() -> &'static str {

@@ -15,6 +15,7 @@ use nearring_proto::query::SearchQuery;
 use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
@@ -100,8 +101,24 @@ enum Asks {
     Sample {
         sample: Sample,
     },
+    Discover {
+        #[serde(rename = "discover")]
+        _discover: IgnoredAny,
+    },
+    Context {
+        #[serde(rename = "context")]
+        _context: IgnoredAny,
+    },
+    Formula {
+        #[serde(rename = "formula")]
+        _formula: IgnoredAny,
+    },
+    Feedback {
+        #[serde(rename = "relevance_feedback")]
+        _feedback: IgnoredAny,
+    },
+    // Behind the others: it takes whatever it is.
     Example(Example),
-    Other(Value),
 }
 
 #[derive(Deserialize, Debug, Clone)]
@@ -128,10 +145,13 @@ enum Fusion {
     Dbsf,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, Debug, Clone)]
 struct Rrf {
     #[serde(default)]
     k: Option<u32>,
+    /// One for each prefetch.
+    #[serde(default)]
+    weights: Option<Vec<f32>>,
 }
 
 /// A sample of which all points are equally likely members.
@@ -269,8 +289,16 @@ impl Search<'_> {
                     let (vector, seen) = self.recommend(recommend, source).await?;
                     self.search(nearest(vector, without(seen))).await?
                 }
-                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K),
-                Some(Asks::Rrf { rrf }) => reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32)),
+                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None),
+                Some(Asks::Rrf { rrf }) => {
+                    if let Some(weights) = &rrf.weights
+                        && weights.len() != lists.len()
+                    {
+                        let reason = format!("has {} weights for {} prefetches", weights.len(), lists.len());
+                        return Err(Error::invalid("query.rrf.weights", reason));
+                    }
+                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())
+                }
                 Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists),
                 Some(Asks::OrderBy { order_by }) => {
                     let filter = filter.into_iter().chain(candidates).collect();
@@ -281,7 +309,10 @@ impl Search<'_> {
                     let order = Order::Random(self.pipeline.view().draw());
                     self.listed(Some(order), Filter::All(filter), wanted, carry).await?
                 }
-                Some(Asks::Other(other)) => return Err(unknown(&other)),
+                Some(Asks::Discover { .. }) => return Err(not_supported("query discover").0),
+                Some(Asks::Context { .. }) => return Err(not_supported("query context").0),
+                Some(Asks::Formula { .. }) => return Err(not_supported("query formula").0),
+                Some(Asks::Feedback { .. }) => return Err(not_supported("query relevance_feedback").0),
                 None if !has_prefetch => {
                     self.listed(None, Filter::All(filter.into_iter().collect()), wanted, carry).await?
                 }
@@ -445,23 +476,13 @@ fn hit(record: PointRecord, score: f32) -> Hit {
     Hit { id, score, version, payload_json, vectors }
 }
 
-fn unknown(query: &Value) -> Error {
-    let kind = query.as_object().and_then(|object| object.keys().next());
-    match kind.map(String::as_str) {
-        Some(name @ ("discover" | "context" | "formula" | "relevance_feedback")) => {
-            not_supported(&format!("query {name}")).0
-        }
-        _ => Error::invalid("query", "is no vector, no id, and no kind of query"),
-    }
-}
-
-/// Reciprocal rank fusion: Σ 1 / (k + rank), ranks from 0.
-fn reciprocal(lists: Vec<Vec<Hit>>, k: f32) -> Vec<Hit> {
-    fused(
-        lists
-            .into_iter()
-            .map(|list| list.into_iter().enumerate().map(|(rank, hit)| (1.0 / (k + rank as f32), hit)).collect()),
-    )
+/// Reciprocal rank fusion: Σ 1 / ((rank + 1) / weight + k − 1), ranks from 0; without weights 1 / (rank + k).
+fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Vec<Hit> {
+    fused(lists.into_iter().enumerate().map(|(list, hits)| {
+        let weight = weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0);
+        let share = |rank: usize| if weight > 0.0 { 1.0 / ((rank as f32 + 1.0) / weight + k - 1.0) } else { 0.0 };
+        hits.into_iter().enumerate().map(|(rank, hit)| (share(rank), hit)).collect()
+    }))
 }
 
 /// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.

@@ -66,8 +66,8 @@ pub(super) enum Vector {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sparse {
-    indices: Vec<u32>,
-    values: Vec<f32>,
+    pub(super) indices: Vec<u32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Vectors {
