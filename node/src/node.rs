@@ -50,6 +50,8 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use uuid::Uuid;
 
 use crate::admission::Admission;
@@ -265,14 +267,29 @@ impl NodeBuilder {
         }
         let peers = PeerService::new(host.clone(), self.medium.clone(), self.compute.clone(), stop.clone());
         let gate: Gate<NodeDataServer<DataService>> = Gate::new();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::NotServing).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| NodeError::Server(error.to_string()))?;
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_service(peers.into_server())
             .add_service(gate.clone())
+            .add_service(health_service)
+            .add_service(reflection)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let mut server = std::pin::pin!(server);
-        let node =
-            Running { builder: self, host: host.clone(), log: log.clone(), gate: gate.clone(), stop: stop.clone() };
+        let node = Running {
+            builder: self,
+            host: host.clone(),
+            log: log.clone(),
+            gate: gate.clone(),
+            health: health.clone(),
+            stop: stop.clone(),
+        };
         let outcome = tokio::select! {
             ended = &mut server => Err(match ended {
                 Ok(()) => NodeError::Server("no more connections can come in".into()),
@@ -283,6 +300,7 @@ impl NodeBuilder {
             reason = log.failed() => Err(NodeError::LogFailed { reason }),
         };
         gate.close();
+        health.set_service_status("", ServingStatus::NotServing).await;
         let stopping = async {
             // While the others still reach this node: leaders hand over, what is under way is finished.
             let leaving = async {
@@ -420,6 +438,7 @@ struct Running {
     host: Arc<NodeHost>,
     log: SharedLog,
     gate: Gate<NodeDataServer<DataService>>,
+    health: HealthReporter,
     stop: CancellationToken,
 }
 
@@ -499,6 +518,7 @@ impl Running {
         let service = DataService::new(shards.clone(), host.clone() as Arc<dyn StatusSource>);
         let service = NodeDataServer::new(service);
         self.gate.open(service.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES));
+        self.health.set_service_status("", ServingStatus::Serving).await;
         let (anew, me) = (identity.clone(), identity.replica());
         tokio::select! {
             error = self.keep_joined(&mut identity, fresh) => Err(error),

@@ -21,6 +21,7 @@ pub mod order;
 pub mod payload;
 pub mod placement;
 pub mod position;
+pub mod qdrant;
 pub mod query;
 pub mod vector;
 pub mod wire;

@@ -47,6 +47,9 @@ pub enum RouterError {
     /// The HTTP server failed.
     #[error("the HTTP server failed: {0}")]
     Http(io::Error),
+    /// The descriptors of the gRPC services cannot be read.
+    #[error("reflection: {0}")]
+    Reflection(String),
 }
 
 impl RouterBuilder {
@@ -153,6 +156,23 @@ impl Router {
         NearringServer::new(self.native.clone()).max_decoding_message_size(most).max_encoding_message_size(most)
     }
 
+    /// Everything that is served over gRPC: the service `Nearring`, those of Qdrant, health and reflection.
+    ///
+    /// # Errors
+    /// [`RouterError::Reflection`], which would be a fault of the build.
+    async fn grpc(&self) -> Result<tonic::service::Routes, RouterError> {
+        let (health, healthy) = tonic_health::server::health_reporter();
+        health.set_serving::<NearringServer<Native>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(nearring_proto::qdrant::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| RouterError::Reflection(error.to_string()))?;
+        let routes = tonic::service::Routes::new(self.service()).add_service(healthy).add_service(reflection);
+        Ok(crate::gateway::qdrant::grpc::add_to(routes, self.pipeline().clone()))
+    }
+
     /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
     pub fn rest(&self) -> axum::Router {
         let openai = crate::gateway::openai::app(self.pipeline().clone(), Clock::system());
@@ -184,7 +204,7 @@ impl Router {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         F: Future<Output = ()>,
     {
-        let server = tonic::transport::Server::builder().add_service(self.service());
+        let server = tonic::transport::Server::builder().add_routes(self.grpc().await?);
         Ok(server.serve_with_incoming_shutdown(incoming, shutdown).await?)
     }
 }

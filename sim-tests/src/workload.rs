@@ -18,7 +18,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::history::{At, Found, History, Kind, Look};
-use crate::model::{DOCUMENTS, Group, Key, Op, Outcome, Seen, Value, group_of};
+use crate::model::{DOCUMENTS, GROUPS, Group, Key, Op, Outcome, Seen, Value, group_of};
 
 /// The collection that the clients use.
 pub const COLLECTION: &str = "points";
@@ -72,7 +72,14 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
         vectors: [(String::new(), vector(DIMENSION, wire::Metric::L2)), (TEXT_VECTOR.to_owned(), text)].into(),
         // Without the modifier: what a search finds follows from the points alone, and can be judged point by point.
         sparse_vectors: [(WORDS.to_owned(), wire::SparseSpec::default())].into(),
-        payload_indexes: [("group".to_owned(), wire::FieldKind::Integer as i32)].into(),
+        payload_indexes: [
+            ("group", wire::FieldKind::Integer),
+            ("half", wire::FieldKind::Float),
+            ("kind", wire::FieldKind::Keyword),
+            ("day", wire::FieldKind::Datetime),
+        ]
+        .map(|(path, kind)| (path.to_owned(), kind as i32))
+        .into(),
         shard_count: load.shards,
         replication_factor: 3, // the default follows from how many nodes have joined when the collection is made
         routing_separator: "#".to_owned(),
@@ -141,8 +148,33 @@ fn padding(value: Value, most: usize) -> usize {
 
 /// The payload that is written with a value.
 fn payload(value: Value, most: usize) -> Vec<u8> {
-    let (group, padding) = (group_of(value), "x".repeat(padding(value, most)));
-    format!("{{\"group\":{group},\"padding\":\"{padding}\",\"value\":{value}}}").into_bytes()
+    let mut payload = grouped(value);
+    payload.insert("padding".to_owned(), "x".repeat(padding(value, most)).into());
+    serde_json::Value::Object(payload).to_string().into_bytes()
+}
+
+/// The value, and its group said in many ways, for filters of every kind.
+fn grouped(value: Value) -> serde_json::Map<String, serde_json::Value> {
+    let group = group_of(value);
+    let fields = [
+        ("day", day(group).into()),
+        ("group", group.into()),
+        ("half", (group as f64 + 0.5).into()),
+        ("kind", kind(group).into()),
+        ("list", vec![group; group as usize + 1].into()),
+        ("parts", serde_json::json!([{"n": group}, {"n": GROUPS}])),
+        ("value", value.into()),
+        ("words", format!("some {} here", kind(group)).into()),
+    ];
+    fields.map(|(key, field)| (key.to_owned(), field)).into_iter().collect()
+}
+
+fn kind(group: Group) -> String {
+    format!("kind{group}")
+}
+
+fn day(group: Group) -> String {
+    format!("2024-01-{:02}T12:00:00Z", group + 1)
 }
 
 /// How many chunks the document of a value has.
@@ -360,7 +392,7 @@ impl Worker {
                 let delete = rng.random_bool(0.3);
                 self.compare_and_set(key, (!delete).then_some(fresh)).await;
             }
-            61 => self.delete_group(rng.random_range(0..crate::model::GROUPS)).await,
+            61 => self.delete_group(rng.random_range(0..GROUPS)).await,
             62..=67 if self.load.documents > 0 => {
                 let delete = rng.random_bool(0.25);
                 let op = if delete { Op::DeleteDocument } else { Op::PutDocument(fresh) };
@@ -377,12 +409,12 @@ impl Worker {
                 drop(self.search(look).await);
             }
             91..=96 => {
-                let group = rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS));
+                let group = rng.random_bool(0.3).then(|| rng.random_range(0..GROUPS));
                 let page = if rng.random_bool(0.5) { 1_000 } else { rng.random_range(1..6) };
                 let _ = self.scroll(group, draw_level(rng, 0.6), page).await;
             }
             _ => {
-                let group = rng.random_bool(0.5).then(|| rng.random_range(0..crate::model::GROUPS));
+                let group = rng.random_bool(0.5).then(|| rng.random_range(0..GROUPS));
                 let _ = self.count(group, draw_level(rng, 0.6)).await;
             }
         }
@@ -401,7 +433,7 @@ impl Worker {
             // Few different questions, so that the same one meets the same state on different replicas.
             query: rng.random_range(1..4),
             exact: rng.random_bool(0.5),
-            group: rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS)),
+            group: rng.random_bool(0.3).then(|| rng.random_range(0..GROUPS)),
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
             limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
@@ -543,7 +575,8 @@ impl Worker {
         let operations: Vec<(Key, Op)> =
             self.load.all_keys().into_iter().map(|key| (key, Op::DeleteGroup(group))).collect();
         let asked = self.history.ask(self.number, &operations);
-        let outcome = match self.client.delete_by_filter(COLLECTION, in_group(group)).await {
+        let filter = in_group(group, asked.at);
+        let outcome = match self.client.delete_by_filter(COLLECTION, filter).await {
             Err(error) => {
                 let outcome = self.failed_write(format_args!("delete of group {group}"), &error);
                 operations.iter().map(|_| (outcome, None)).collect()
@@ -567,7 +600,7 @@ impl Worker {
         let id = id_of(key).to_string();
         let reply = match op {
             Op::PutDocument(value) => {
-                let metadata_json = format!("{{\"value\":{value},\"group\":{}}}", group_of(value)).into_bytes();
+                let metadata_json = serde_json::Value::Object(grouped(value)).to_string().into_bytes();
                 let text = document_text(value);
                 let document = DocumentText { id, text, metadata_json, ..Default::default() };
                 self.client.put_document(COLLECTION, document).await.map(|reply| {
@@ -691,7 +724,8 @@ impl Worker {
                 vector: values,
                 sparse,
                 limit: limit.unwrap_or(u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10)),
-                filter: group.map(in_group),
+                // The same question is always put the same way: how a filter is said may decide how segments are walked.
+                filter: group.map(|group| in_group(group, query + 5 * group)),
                 exact,
                 ef: u32::from(narrow),
                 with_payload: true,
@@ -783,7 +817,7 @@ impl Worker {
                 collection: COLLECTION.to_owned(),
                 after: after.clone(),
                 limit: page,
-                filter: group.map(in_group),
+                filter: group.map(|group| in_group(group, asked)),
                 with_payload: true,
                 with_vectors: true,
                 read: Some(read(level, 0)),
@@ -828,7 +862,7 @@ impl Worker {
         let asked = self.history.look(self.number, format_args!("counts {group:?} {level:?}"));
         let request = wire::CountRequest {
             collection: COLLECTION.to_owned(),
-            filter: group.map(in_group),
+            filter: group.map(|group| in_group(group, asked)),
             read: Some(read(level, 0)),
             ..Default::default()
         };
@@ -914,10 +948,68 @@ fn precondition(kind: wire::precondition::Kind) -> wire::Precondition {
     wire::Precondition { kind: Some(kind) }
 }
 
-fn in_group(group: Group) -> wire::Filter {
-    let value = wire::Scalar { value: Some(wire::scalar::Value::Integer(i64::try_from(group).unwrap_or(i64::MAX))) };
-    let equals = wire::filter::Equals { path: "group".to_owned(), value: Some(value) };
-    wire::Filter { kind: Some(wire::filter::Kind::Equals(equals)) }
+/// How many ways there are to say that a point is in a group.
+const WAYS: u64 = 12;
+
+/// That a point is in the group, said in one of several ways, over indexed fields and others.
+fn in_group(group: Group, way: u64) -> wire::Filter {
+    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested};
+    use wire::scalar::Value as Of;
+    let scalar = |value: Of| wire::Scalar { value: Some(value) };
+    let integer = |value: u64| scalar(Of::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+    let text = |value: String| scalar(Of::Text(value));
+    let filter = |kind: Kind| wire::Filter { kind: Some(kind) };
+    let equals = |path: &str, value| filter(Kind::Equals(Equals { path: path.to_owned(), value: Some(value) }));
+    let list = |filters: Vec<wire::Filter>| List { filters };
+    let range = |path: &str, range| InRange { path: path.to_owned(), range: Some(range) };
+    let others = || (0..GROUPS).filter(move |other| *other != group);
+    let (is_group, is_kind) = (equals("group", integer(group)), equals("kind", text(kind(group))));
+    match way % WAYS {
+        0 => is_group,
+        1 => {
+            let values = vec![integer(group), integer(GROUPS + 7), text("nothing".to_owned())];
+            filter(Kind::In(In { path: "group".to_owned(), values }))
+        }
+        2 => {
+            let only = wire::Range { gte: Some(integer(group)), lte: Some(integer(group)), ..Default::default() };
+            filter(Kind::Range(range("group", only)))
+        }
+        3 => {
+            let other = filter(Kind::Any(list(others().map(|other| equals("group", integer(other))).collect())));
+            let not = filter(Kind::Negated(Box::new(other)));
+            filter(Kind::All(list(vec![filter(Kind::Exists("group".to_owned())), not])))
+        }
+        4 => is_kind,
+        5 => {
+            let bound = |value: u64| Some(scalar(Of::Number(value as f64)));
+            let open = wire::Range { gt: bound(group), lt: bound(group + 1), ..Default::default() };
+            filter(Kind::Range(range("half", open)))
+        }
+        6 => {
+            let only = wire::Range { gte: Some(text(day(group))), lte: Some(text(day(group))), ..Default::default() };
+            filter(Kind::Range(range("day", only)))
+        }
+        7 => {
+            let filters = vec![is_group, is_kind, equals("kind", text("none".to_owned()))];
+            filter(Kind::AtLeast(AtLeast { count: 2, filters }))
+        }
+        8 => {
+            let values = others().map(|other| text(kind(other))).collect();
+            filter(Kind::NotIn(In { path: "kind".to_owned(), values }))
+        }
+        9 => filter(Kind::Contains(Contains { path: "words".to_owned(), text: kind(group) })),
+        10 => {
+            let inner = Some(Box::new(equals("n", integer(group))));
+            filter(Kind::Nested(Box::new(Nested { path: "parts".to_owned(), filter: inner })))
+        }
+        _ => {
+            let count = Some(integer(group + 1));
+            filter(Kind::ValuesCount(range(
+                "list",
+                wire::Range { gte: count.clone(), lte: count, ..Default::default() },
+            )))
+        }
+    }
 }
 
 fn read(level: ReadLevel, replica_node: u64) -> wire::ReadOptions {

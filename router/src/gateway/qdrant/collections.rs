@@ -67,11 +67,24 @@ enum Quantization {
     Word(#[allow(dead_code, reason = "read for its shape")] String),
 }
 
-#[derive(Deserialize, Debug)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum VectorParams {
     One(OneVector),
     Named(BTreeMap<String, OneVector>),
+}
+
+/// Told apart before they are read, so that an error is about what was meant.
+impl<'de> Deserialize<'de> for VectorParams {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let map = Map::deserialize(from)?;
+        let one = ["size", "distance"].iter().any(|key| map.get(*key).is_some_and(|value| !value.is_object()));
+        let map = Value::Object(map);
+        match one {
+            true => serde_json::from_value(map).map(Self::One),
+            false => serde_json::from_value(map).map(Self::Named),
+        }
+        .map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Deserialize, Debug)]

@@ -30,22 +30,43 @@ const TRIES: usize = 16;
 pub(super) enum Upsert {
     List {
         points: Vec<PointStruct>,
-        #[serde(default)]
-        shard_key: Option<Value>,
+        #[serde(flatten)]
+        how: How,
     },
     Columns {
         batch: Columns,
-        #[serde(default)]
-        shard_key: Option<Value>,
+        #[serde(flatten)]
+        how: How,
     },
+}
+
+/// Which of the points are written.
+#[derive(Deserialize, Debug, Clone, Default)]
+pub(super) struct How {
+    #[serde(default)]
+    pub(super) shard_key: Option<Value>,
+    /// Of the points that exist, only those that match.
+    #[serde(default)]
+    pub(super) update_filter: Option<QdrantFilter>,
+    #[serde(default)]
+    pub(super) update_mode: Option<Mode>,
+}
+
+/// Whether points that exist are replaced, and others made.
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    Upsert,
+    InsertOnly,
+    UpdateOnly,
 }
 
 #[derive(Deserialize, Debug, Clone)]
 pub(super) struct PointStruct {
-    id: Id,
-    vector: Vectors,
+    pub(super) id: Id,
+    pub(super) vector: Vectors,
     #[serde(default)]
-    payload: Option<Payload>,
+    pub(super) payload: Option<Payload>,
 }
 
 #[derive(Deserialize, Debug, Clone)]
@@ -64,14 +85,12 @@ enum ColumnVectors {
 }
 
 impl Upsert {
-    fn read(self) -> Result<Vec<Point>, Error> {
-        let (points, shard_key) = match self {
-            Self::List { points, shard_key } => {
-                (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), shard_key)
-            }
-            Self::Columns { batch, shard_key } => (batch.rows()?, shard_key),
+    fn read(self) -> Result<(Vec<Point>, How), Error> {
+        let (points, how) = match self {
+            Self::List { points, how } => (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), how),
+            Self::Columns { batch, how } => (batch.rows()?, how),
         };
-        no_shard_key(&shard_key)?;
+        no_shard_key(&how.shard_key)?;
         let points: Vec<(Id, Vectors, Option<Payload>)> = points;
         let read = |(at, (id, vectors, payload)): (usize, (Id, Vectors, Option<Payload>))| {
             let payload_json = match payload {
@@ -81,7 +100,7 @@ impl Upsert {
             Ok(Point { id: id.into(), vectors: vectors.read(&format!("points[{at}].vector"))?, payload_json })
         };
         let points: Vec<Point> = points.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
-        Ok(last_of_each(points))
+        Ok((last_of_each(points), how))
     }
 }
 
@@ -194,8 +213,77 @@ pub(super) async fn upsert(
 }
 
 async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked) -> Result<Value, Error> {
-    let points = body.read()?.into_iter().map(|point| (point, None)).collect();
-    written(pipeline.upsert(collection, points, None, asked.deadline()).await?)
+    let (points, How { update_filter, update_mode, shard_key: _ }) = body.read()?;
+    let mode = update_mode.unwrap_or(Mode::Upsert);
+    if mode == Mode::Upsert && update_filter.is_none() {
+        let points = points.into_iter().map(|point| (point, None)).collect();
+        return written(pipeline.upsert(collection, points, None, asked.deadline()).await?);
+    }
+    let filter = update_filter.map(QdrantFilter::read).transpose()?;
+    let spec = pipeline.describe_collection(collection).await?.spec;
+    let check = |(at, mut point): (usize, Point)| {
+        spec.adopt_point(&mut point);
+        spec.check_point(&point, &format!("points[{at}]")).map(|()| (point.id.clone(), point))
+    };
+    let points = points.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
+    put_where(pipeline, collection, points, (mode, filter), asked).await
+}
+
+/// Writes the points that are to be written as things are when each is: where that changes in between, it is looked at again.
+async fn put_where(
+    pipeline: &Pipeline,
+    collection: &str,
+    mut left: BTreeMap<PointId, Point>,
+    (mode, filter): (Mode, Option<Filter>),
+    asked: &Asked,
+) -> Result<Value, Error> {
+    let mut last = json!({"operation_id": 0, "status": "completed"});
+    let most = pipeline.settings().limits.batch_points;
+    for _ in 0..TRIES {
+        let ids: Vec<PointId> = left.keys().cloned().collect();
+        let mut again = BTreeMap::new();
+        for batch in ids.chunks(most) {
+            let wants = Wants { payload: filter.is_some(), vectors: filter.is_some() };
+            let read = pipeline.get(collection, batch.to_vec(), wants, &asked.reads()?).await?;
+            let there: BTreeMap<&PointId, &PointRecord> = read.points.iter().map(|point| (&point.id, point)).collect();
+            let mut points = Vec::with_capacity(batch.len());
+            for id in batch {
+                let only = match there.get(id) {
+                    None if mode == Mode::UpdateOnly => continue,
+                    None => Precondition::InsertOnly,
+                    Some(_) if mode == Mode::InsertOnly => continue,
+                    Some(record) if !matches(filter.as_ref(), record)? => continue,
+                    Some(record) => Precondition::IfVersion(record.version),
+                };
+                points.extend(left.get(id).map(|point| (point.clone(), Some(only))));
+            }
+            if points.is_empty() {
+                continue;
+            }
+            let order: Vec<PointId> = points.iter().map(|(point, _)| point.id.clone()).collect();
+            let answer = pipeline.upsert(collection, points, None, asked.deadline()).await?;
+            for (at, outcome) in &answer.outcomes {
+                if let (Outcome::VersionMismatch(_) | Outcome::AlreadyExists(_), Some(id)) = (outcome, order.get(*at))
+                    && let Some(point) = left.remove(id)
+                {
+                    again.insert(id.clone(), point);
+                }
+            }
+            last = written(answer)?;
+        }
+        if again.is_empty() {
+            return Ok(last);
+        }
+        left = again;
+    }
+    let message = format!("{} points keep changing under this request; send it again", left.len());
+    Err(Error::new(Kind::NotDone, message))
+}
+
+fn matches(filter: Option<&Filter>, record: &PointRecord) -> Result<bool, Error> {
+    let Some(filter) = filter else { return Ok(true) };
+    let payload = payload::parse(&record.payload_json).map_err(broken)?;
+    Ok(filter.matches(&record.id, &payload, &|name| record.vectors.contains_key(name)))
 }
 
 pub(super) async fn delete(
@@ -461,15 +549,18 @@ async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &As
 
 #[derive(Deserialize, Debug, Clone)]
 pub(super) struct UpdateVectors {
-    points: Vec<PointVectors>,
+    pub(super) points: Vec<PointVectors>,
     #[serde(default)]
-    shard_key: Option<Value>,
+    pub(super) shard_key: Option<Value>,
+    /// Only of points that match.
+    #[serde(default)]
+    pub(super) update_filter: Option<QdrantFilter>,
 }
 
 #[derive(Deserialize, Debug, Clone)]
-struct PointVectors {
-    id: Id,
-    vector: Vectors,
+pub(super) struct PointVectors {
+    pub(super) id: Id,
+    pub(super) vector: Vectors,
 }
 
 pub(super) async fn update_vectors(
@@ -504,7 +595,11 @@ async fn put_vectors(
     if let Some(missing) = ids.iter().find(|id| !found.contains(id)) {
         return Err(Error::new(Kind::NotFound, format!("no point with id {missing} found")));
     }
+    let filter = body.update_filter.map(QdrantFilter::read).transpose()?;
     rewrite(pipeline, collection, ids, asked, |record| {
+        if !matches(filter.as_ref(), record)? {
+            return Ok(None);
+        }
         let mut point = point(record);
         point.vectors.extend(given.get(&record.id).cloned().unwrap_or_default());
         Ok(Some(point))
@@ -570,12 +665,12 @@ async fn drop_vectors(
 /// `POST points/batch`: operations one after the other.
 #[derive(Deserialize, Debug)]
 pub(super) struct Batch {
-    operations: Vec<Operation>,
+    pub(super) operations: Vec<Operation>,
 }
 
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "snake_case")]
-enum Operation {
+pub(super) enum Operation {
     Upsert(Upsert),
     Delete(Selector),
     SetPayload(SetPayload),

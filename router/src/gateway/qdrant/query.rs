@@ -15,6 +15,7 @@ use nearring_proto::query::SearchQuery;
 use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
@@ -100,8 +101,24 @@ enum Asks {
     Sample {
         sample: Sample,
     },
+    Discover {
+        #[serde(rename = "discover")]
+        _discover: IgnoredAny,
+    },
+    Context {
+        #[serde(rename = "context")]
+        _context: IgnoredAny,
+    },
+    Formula {
+        #[serde(rename = "formula")]
+        _formula: IgnoredAny,
+    },
+    Feedback {
+        #[serde(rename = "relevance_feedback")]
+        _feedback: IgnoredAny,
+    },
+    // Behind the others: it takes whatever it is.
     Example(Example),
-    Other(Value),
 }
 
 #[derive(Deserialize, Debug, Clone)]
@@ -286,7 +303,10 @@ impl Search<'_> {
                     let order = Order::Random(self.pipeline.view().draw());
                     self.listed(Some(order), Filter::All(filter), wanted, carry).await?
                 }
-                Some(Asks::Other(other)) => return Err(unknown(&other)),
+                Some(Asks::Discover { .. }) => return Err(not_supported("query discover").0),
+                Some(Asks::Context { .. }) => return Err(not_supported("query context").0),
+                Some(Asks::Formula { .. }) => return Err(not_supported("query formula").0),
+                Some(Asks::Feedback { .. }) => return Err(not_supported("query relevance_feedback").0),
                 None if !has_prefetch => {
                     self.listed(None, Filter::All(filter.into_iter().collect()), wanted, carry).await?
                 }
@@ -448,16 +468,6 @@ fn marginal(metric: Metric, relevance: &[f32], vectors: &[Option<&Stored>], lamb
 fn hit(record: PointRecord, score: f32) -> Hit {
     let PointRecord { id, version, payload_json, vectors } = record;
     Hit { id, score, version, payload_json, vectors }
-}
-
-fn unknown(query: &Value) -> Error {
-    let kind = query.as_object().and_then(|object| object.keys().next());
-    match kind.map(String::as_str) {
-        Some(name @ ("discover" | "context" | "formula" | "relevance_feedback")) => {
-            not_supported(&format!("query {name}")).0
-        }
-        _ => Error::invalid("query", "is no vector, no id, and no kind of query"),
-    }
 }
 
 /// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.

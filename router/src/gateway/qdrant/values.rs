@@ -56,8 +56,9 @@ pub(super) enum Vectors {
 #[serde(untagged)]
 pub(super) enum Vector {
     Dense(Vec<f32>),
-    Sparse(Sparse),
+    // Before the sparse one, which two rows of whole numbers would be as well: serde reads a struct from a list, too.
     Multi(Vec<Vec<f32>>),
+    Sparse(Sparse),
     Other(serde::de::IgnoredAny),
 }
 
@@ -65,8 +66,8 @@ pub(super) enum Vector {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sparse {
-    indices: Vec<u32>,
-    values: Vec<f32>,
+    pub(super) indices: Vec<u32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Vectors {
