@@ -6,7 +6,8 @@
 //! `Exists` wants at least one value that is not null; `IsNull` wants a null. An empty array holds no value. `NotIn` wants a
 //! value other than null that equals none of those given, and is not the opposite of `In`. A place on Earth is an object
 //! with the numbers `lat` and `lon`, in degrees; distances are great-circle ones on a sphere of [`EARTH_RADIUS_M`].
-//! `ValuesCount` counts what stands at the path as it is written: an array its items, anything else but null one.
+//! `ValuesCount` counts what stands at the path as it is written: an array its items, null and what is missing none, anything
+//! else one; where the path names several of them, any may have the count.
 //! `Words` compares texts by their words: what stands between letters and digits is no part of any, nor is case.
 //! `Nested` reads each object at the path as if it were a payload of its own.
 //!
@@ -144,7 +145,7 @@ pub enum Filter {
         /// Which of them it has to have.
         wanted: WantedWords,
     },
-    /// A place at `path` lies in the box, on its edges included. A box whose west is east of its east crosses the
+    /// A place at `path` lies in the box; its edges are not part of it, as they are not in Qdrant. A box whose west is east of its east crosses the
     /// antimeridian.
     GeoBox {
         /// Dotted path.
@@ -222,11 +223,9 @@ impl Place {
     }
 
     fn within_box(&self, top_left: &Place, bottom_right: &Place) -> bool {
-        let lon = match top_left.lon <= bottom_right.lon {
-            true => (top_left.lon..=bottom_right.lon).contains(&self.lon),
-            false => self.lon >= top_left.lon || self.lon <= bottom_right.lon,
-        };
-        lon && (bottom_right.lat..=top_left.lat).contains(&self.lat)
+        let (east_of, west_of) = (self.lon > top_left.lon, self.lon < bottom_right.lon);
+        let lon = if top_left.lon <= bottom_right.lon { east_of && west_of } else { east_of || west_of };
+        lon && self.lat > bottom_right.lat && self.lat < top_left.lat
     }
 
     /// Even-odd rule on the plane of degrees.
@@ -305,7 +304,7 @@ impl Filter {
                 rings.next().unwrap_or(false) && !rings.any(|within| within)
             }),
             Filter::ValuesCount { path, range } => match range.bounds() {
-                Some(Bounds::Numbers(interval)) => interval.contains(&Number::from_int(count_values(payload, path))),
+                Some(Bounds::Numbers(interval)) => any_count(payload, path, |count| interval.contains(&count)),
                 _ => false,
             },
             Filter::Nested { path, filter } => any_value(payload, path, |found| match found {
@@ -568,16 +567,18 @@ fn any_place(payload: &Payload, path: &str, mut wanted: impl FnMut(Place) -> boo
     any_value(payload, path, |found| Place::from_json(found).is_some_and(&mut wanted))
 }
 
-fn count_values(payload: &Payload, path: &str) -> i64 {
-    let mut count = 0_usize;
+fn any_count(payload: &Payload, path: &str, mut wanted: impl FnMut(Number) -> bool) -> bool {
+    let (mut any, mut missing) = (false, true);
     payload::visit_written(payload, path, &mut |found| {
-        count += match found {
-            Value::Array(items) => items.len(),
+        missing = false;
+        let count = match found {
+            Value::Array(items) => i64::try_from(items.len()).unwrap_or(i64::MAX),
             Value::Null => 0,
             _ => 1,
         };
+        any = any || wanted(Number::from_int(count));
     });
-    i64::try_from(count).unwrap_or(i64::MAX)
+    any || (missing && wanted(Number::from_int(0)))
 }
 
 fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {

@@ -208,7 +208,14 @@ impl Condition {
 
 /// Missing, null, or an empty array.
 fn empty(key: &str) -> Filter {
-    Filter::Not(Box::new(Filter::Exists(path(key))))
+    Filter::Not(Box::new(filled(key)))
+}
+
+/// Not empty: there is a value, or an array that holds nothing but nulls. An index can answer the former.
+fn filled(key: &str) -> Filter {
+    let range = Range { gte: Option::Some(Scalar::Int(1)), ..Range::default() };
+    // What is counted depends on brackets at the end of the path.
+    Filter::Any(vec![Filter::Exists(path(key)), Filter::ValuesCount { path: key.to_owned(), range }])
 }
 
 impl Field {
@@ -251,11 +258,11 @@ impl Field {
             all.push(Filter::GeoPolygon { path: path.clone(), rings });
         }
         if let Option::Some(range) = self.values_count.and_then(Bounds::read) {
-            all.push(Filter::ValuesCount { path: path.clone(), range });
+            all.push(Filter::ValuesCount { path: self.key.clone(), range });
         }
         match self.is_empty {
-            Option::Some(true) => all.push(empty(&path)),
-            Option::Some(false) => all.push(Filter::Exists(path.clone())),
+            Option::Some(true) => all.push(empty(&self.key)),
+            Option::Some(false) => all.push(filled(&self.key)),
             None => {}
         }
         match self.is_null {

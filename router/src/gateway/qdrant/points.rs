@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vectors, WithPayload, WithVector, id_json, record_json, remove};
+use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove, with_brackets};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
@@ -220,7 +220,7 @@ async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked)
         return written(pipeline.upsert(collection, points, None, asked.deadline()).await?);
     }
     let filter = update_filter.map(QdrantFilter::read).transpose()?;
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     let check = |(at, mut point): (usize, Point)| {
         spec.adopt_point(&mut point);
         spec.check_point(&point, &format!("points[{at}]")).map(|()| (point.id.clone(), point))
@@ -379,7 +379,7 @@ async fn change_payload(
 ) -> Result<Value, Error> {
     let mut last = json!({"operation_id": 0, "status": "completed"});
     // A collection that does not exist is an error also where no point is named.
-    pipeline.describe_collection(collection).await?;
+    super::collections::find(pipeline, collection).await?;
     for ids in batches(pipeline, collection, which, asked).await?.into_iter().filter(|ids| !ids.is_empty()) {
         let set = pipeline.set_payload(collection, ids, payload.clone(), mode, None, None, asked.deadline());
         last = written(set.await?)?;
@@ -423,14 +423,18 @@ fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
         Some((key, rest)) if !into.contains_key(path) => (key, Some(rest)),
         _ => (path, None),
     };
-    let value = into.entry(key).or_insert_with(|| Value::Object(Payload::new()));
-    if !matches!(value, Value::Object(_) | Value::Array(_)) {
-        *value = Value::Object(Payload::new());
-    }
     let merge = |object: &mut Payload| match rest {
         Some(rest) => merge_at(object, rest, given),
         None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
     };
+    if let Some((array, places)) = with_brackets(into, key) {
+        // Items are changed where they are; there is nothing to make of those that are not.
+        return at_places(array, places, &mut |item| item.as_object_mut().into_iter().for_each(merge));
+    }
+    let value = into.entry(key).or_insert_with(|| Value::Object(Payload::new()));
+    if !matches!(value, Value::Object(_) | Value::Array(_)) {
+        *value = Value::Object(Payload::new());
+    }
     match value {
         Value::Object(object) => merge(object),
         Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(merge),
@@ -583,7 +587,7 @@ async fn put_vectors(
     for (at, PointVectors { id, vector }) in body.points.into_iter().enumerate() {
         given.insert(PointId::from(id), vector.read(&format!("points[{at}].vector"))?);
     }
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     for (id, vectors) in &mut given {
         let mut point = Point { id: id.clone(), vectors: std::mem::take(vectors), payload_json: Bytes::new() };
         spec.adopt_point(&mut point);
@@ -649,7 +653,7 @@ async fn drop_vectors(
 ) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
         return Err(Error::invalid("vector", format!("Not existing vector name error: {name}")));
     }
@@ -688,7 +692,7 @@ pub(super) async fn batch(
     Body(body): Body<Batch>,
 ) -> Answer<Value> {
     let pipeline = &door.pipeline;
-    pipeline.describe_collection(&collection).await?;
+    super::collections::find(pipeline, &collection).await?;
     let mut results = Vec::with_capacity(body.operations.len());
     for operation in body.operations {
         results.push(match operation {
@@ -723,7 +727,7 @@ pub(super) async fn retrieve(
     Body(body): Body<Retrieve>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let ids = distinct(body.ids);
@@ -743,7 +747,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
         Err(_) => Id::Text(id).into(),
@@ -783,7 +787,7 @@ pub(super) async fn scroll(
     if limit == 0 {
         return Err(Error::invalid("limit", "is 0, must be at least 1").into());
     }
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let wants = Wants { payload: payload.any(), vectors: vector.any() };

@@ -1,7 +1,7 @@
 //! Searches: one vector, examples, several queries fused.
 //!
 //! A query with prefetches is evaluated from the inside out: each prefetch is a search of its own over the whole collection;
-//! fusion ranks what they found, a vector scores it anew, exactly. Every part is one read at its own positions.
+//! fusion ranks what they found, a vector scores it anew, exactly. A query's filter holds for its prefetches, too. Every part is one read at its own positions.
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
@@ -211,10 +211,11 @@ struct Carry {
 }
 
 impl Search<'_> {
-    /// The hits of a query, best first, without its offset.
+    /// The hits of a query, best first, without its offset; `above` are the filters of the queries that it is a prefetch of.
     fn run<'s>(
         &'s self,
         query: Query,
+        above: Option<Filter>,
         carry: Carry,
         depth: usize,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<Hit>, Error>> + Send + 's>> {
@@ -231,7 +232,11 @@ impl Search<'_> {
                 return Err(Error::invalid("limit", "is 0, must be at least 1"));
             }
             let wanted = limit.saturating_add(offset);
-            let filter = query.filter.map(QdrantFilter::read).transpose()?;
+            let own = query.filter.map(QdrantFilter::read).transpose()?;
+            let filter = match (above, own) {
+                (Some(above), Some(own)) => Some(Filter::All(vec![above, own])),
+                (above, own) => above.or(own),
+            };
             let using = query.using.unwrap_or_default();
             let source = match &query.lookup_from {
                 None => Source { collection: self.collection, vector: &using },
@@ -249,7 +254,7 @@ impl Search<'_> {
             let carried = if fused { carry } else { Carry::default() };
             let mut lists = Vec::with_capacity(prefetches.len());
             for prefetch in prefetches {
-                lists.push(self.run(prefetch, carried, depth + 1).await?);
+                lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?);
             }
             let candidates = has_prefetch.then(|| {
                 let ids: std::collections::BTreeSet<PointId> =
@@ -356,6 +361,7 @@ impl Search<'_> {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
                 let id = PointId::from(id);
+                super::collections::find(self.pipeline, source.collection).await?;
                 let wants = Wants { payload: false, vectors: true };
                 let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
@@ -546,7 +552,7 @@ pub(super) async fn found(
     let vector = query.with_vector.clone().unwrap_or(WithVector::All(false));
     let search = Search { pipeline: &door.pipeline, collection, spec: &spec, reads: asked.reads()? };
     let carry = Carry { payload: with_payload || payload.any(), vectors: vector.any() };
-    let hits = search.run(query, carry, 0).await?;
+    let hits = search.run(query, None, carry, 0).await?;
     Ok(Found { hits, spec, payload, vector })
 }
 
