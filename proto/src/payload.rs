@@ -64,6 +64,9 @@ fn at_key<'a>(object: &'a Payload, key: &str, found: &mut dyn FnMut(&'a Value)) 
         return true;
     }
     let Some((key, places)) = key.find('[').map(|at| key.split_at(at)) else { return false };
+    if places.contains('.') {
+        return false; // more than a key with its brackets
+    }
     let value = if key.is_empty() { None } else { object.get(key) };
     value.map(|value| at_places(value, places, found)).is_some()
 }
@@ -118,6 +121,7 @@ mod tests {
         assert_eq!(seen("a[][]"), [1, 2, 3, 4, 5]);
         assert_eq!(seen("b[1].c"), [8]);
         assert_eq!(seen("b[].c[0]"), [6, 8]);
+        assert_eq!(seen("b[].c"), [6, 7, 8]);
         assert_eq!(seen("d[0]"), [9]);
         for nothing in ["a[2]", "a[x]", "a[0", "e[0]", "e[]", "[0]", "a[0]x", "f[0]"] {
             assert!(seen(nothing).is_empty(), "{nothing}");

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove, with_brackets};
+use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
@@ -406,10 +406,9 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
         }
         Some(key) => {
             let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
-            let path = super::filter::path(&key);
             rewrite(pipeline, collection, ids, asked, |record| {
                 let mut old = payload::parse(&record.payload_json).map_err(broken)?;
-                merge_at(&mut old, &path, &payload);
+                merge_at(&mut old, &key, &payload);
                 Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
             })
             .await
@@ -417,28 +416,36 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     }
 }
 
-/// Merges into the object at the path; makes it where there is none.
+/// Merges into the object at the path, as Qdrant does: what is missing on the way is made, what stands in its way gives way to
+/// it. Only the items of an array that are there change.
 fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     let (key, rest) = match path.split_once('.') {
         Some((key, rest)) if !into.contains_key(path) => (key, Some(rest)),
         _ => (path, None),
     };
-    let merge = |object: &mut Payload| match rest {
-        Some(rest) => merge_at(object, rest, given),
-        None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
+    let mut merge = |value: &mut Value| {
+        if let Value::Object(object) = value {
+            match rest {
+                Some(rest) => merge_at(object, rest, given),
+                None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
+            }
+        }
     };
-    if let Some((array, places)) = with_brackets(into, key) {
-        // Items are changed where they are; there is nothing to make of those that are not.
-        return at_places(array, places, &mut |item| item.as_object_mut().into_iter().for_each(merge));
-    }
-    let value = into.entry(key).or_insert_with(|| Value::Object(Payload::new()));
-    if !matches!(value, Value::Object(_) | Value::Array(_)) {
-        *value = Value::Object(Payload::new());
-    }
-    match value {
-        Value::Object(object) => merge(object),
-        Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(merge),
-        _ => {}
+    match key.find('[').filter(|_| !into.contains_key(key)).map(|at| key.split_at(at)) {
+        Some((key, places)) => {
+            let value = into.entry(key).or_insert_with(|| json!([]));
+            if !value.is_array() {
+                *value = json!([]);
+            }
+            at_places(value, places, &mut merge);
+        }
+        None => {
+            let value = into.entry(key).or_insert_with(|| json!({}));
+            if !value.is_object() {
+                *value = json!({});
+            }
+            merge(value);
+        }
     }
 }
 

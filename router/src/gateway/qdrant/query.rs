@@ -226,7 +226,9 @@ impl Search<'_> {
             if query.shard_key.as_ref().is_some_and(|key| !key.is_null()) {
                 return Err(not_supported("shard_key").0);
             }
-            let offset = query.offset.unwrap_or(0);
+            // A sample has no pages: each is drawn anew.
+            let sampled = matches!(query.query, Some(Asks::Sample { .. }));
+            let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
             let limit = query.limit.unwrap_or(LIMIT);
             if limit == 0 {
                 return Err(Error::invalid("limit", "is 0, must be at least 1"));
@@ -361,7 +363,11 @@ impl Search<'_> {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
                 let id = PointId::from(id);
-                super::collections::find(self.pipeline, source.collection).await?;
+                let spec = super::collections::find(self.pipeline, source.collection).await?.spec;
+                if spec.vector(source.vector).is_none() {
+                    let name = source.vector;
+                    return Err(Error::invalid("using", format!("Not existing vector name error: {name}")));
+                }
                 let wants = Wants { payload: false, vectors: true };
                 let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));

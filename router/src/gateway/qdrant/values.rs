@@ -233,7 +233,7 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
 }
 
 /// The value that brackets behind a key choose from, and the brackets; `None` where the key has none, or has them for its name.
-pub(super) fn with_brackets<'p>(object: &'p mut Payload, key: &'p str) -> Option<(&'p mut Value, &'p str)> {
+fn with_brackets<'p>(object: &'p mut Payload, key: &'p str) -> Option<(&'p mut Value, &'p str)> {
     let at = key.find('[').filter(|_| !object.contains_key(key))?;
     let (key, places) = key.split_at(at);
     object.get_mut(key).map(|value| (value, places))
