@@ -13,6 +13,7 @@ use nearring_proto::filter::Filter;
 use nearring_proto::ids::ShardId;
 use nearring_proto::placement::table::AliasAction;
 use nearring_proto::vector::{Metric, ScalarKind};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -21,7 +22,7 @@ use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 
 /// `PUT /collections/{name}`.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 pub(super) struct Create {
     #[serde(default)]
     vectors: Option<VectorParams>,
@@ -40,7 +41,7 @@ pub(super) struct Create {
 }
 
 /// What is only told again; read for its shape.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 struct Echoed {
     #[serde(default, rename = "optimizers_config")]
     _optimizers: Option<Map<String, Value>>,
@@ -60,7 +61,7 @@ struct Echoed {
     _read_fan_out_factor: Option<u32>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 #[serde(untagged)]
 enum Quantization {
     Kind(#[allow(dead_code, reason = "read for its shape")] Map<String, Value>),
@@ -87,7 +88,7 @@ impl<'de> Deserialize<'de> for VectorParams {
     }
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 struct OneVector {
     size: u32,
     distance: Distance,
@@ -96,13 +97,13 @@ struct OneVector {
 }
 
 /// What is beside the modifier (`index`) is told again.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 struct SparseParams {
     #[serde(default)]
     modifier: Option<SparseModifier>,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum SparseModifier {
     None,
@@ -118,19 +119,19 @@ impl From<SparseModifier> for Modifier {
     }
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 struct MultiParams {
     #[serde(rename = "comparator")]
     _comparator: Comparator,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
 enum Comparator {
     MaxSim,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 enum Distance {
     Cosine,
     Euclid,
@@ -138,7 +139,7 @@ enum Distance {
     Manhattan,
 }
 
-#[derive(Deserialize, Debug, Default, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Default, Clone, Copy)]
 struct Hnsw {
     #[serde(default)]
     m: Option<u32>,
@@ -448,7 +449,7 @@ fn info(
 }
 
 /// `PATCH /collections/{name}`.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 pub(super) struct Update {
     #[serde(default)]
     hnsw_config: Option<Hnsw>,
@@ -542,21 +543,21 @@ pub(super) async fn list(State(door): State<Door>, asked: Asked) -> Answer<Value
 }
 
 /// `PUT index`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct CreateIndex {
     field_name: String,
     #[serde(default)]
     field_schema: Option<FieldSchema>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 #[serde(untagged)]
 enum FieldSchema {
     Kind(SchemaKind),
     Parameters { r#type: SchemaKind },
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum SchemaKind {
     Keyword,
@@ -636,12 +637,12 @@ pub(super) async fn delete_index(
 }
 
 /// `POST /collections/aliases`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct Aliases {
     actions: Vec<Action>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 enum Action {
     #[serde(rename = "create_alias")]
     Create { collection_name: String, alias_name: String },

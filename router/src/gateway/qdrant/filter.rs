@@ -1,13 +1,15 @@
 //! Qdrant's filters, in our terms.
 use nearring_proto::filter::{Filter, Place, Range, Scalar, WantedWords};
 use nearring_proto::ids::PointId;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::openapi::{Degrees, Plain};
 use super::values::Id;
 use crate::failure::Error;
 
 /// A filter as it is sent.
-#[derive(Deserialize, Clone, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct QdrantFilter {
     #[serde(default)]
@@ -20,7 +22,7 @@ pub(super) struct QdrantFilter {
 }
 
 /// One, several, or null.
-#[derive(Deserialize, Clone, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(untagged)]
 enum Some<T> {
     Many(Vec<T>),
@@ -39,14 +41,14 @@ impl<T> Some<T> {
     }
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 struct MinShould {
     conditions: Vec<Condition>,
     min_count: u32,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 enum Condition {
     Field(Box<Field>),
@@ -58,19 +60,19 @@ enum Condition {
     Filter(Box<QdrantFilter>),
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct Key {
     key: String,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct NestedFilter {
     key: String,
     filter: QdrantFilter,
 }
 
 /// Everything a field may be asked; what is given must hold.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 struct Field {
     key: String,
@@ -84,49 +86,66 @@ struct Field {
     is_null: Option<bool>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 enum Match {
-    Value { value: Scalar },
+    Value {
+        #[schemars(with = "Plain")]
+        value: Scalar,
+    },
     Text { text: String },
     TextAny { text_any: String },
     Phrase { phrase: String },
     Prefix { prefix: String },
     Substring { substring: String },
-    Any { any: Vec<Scalar> },
-    Except { except: Vec<Scalar> },
+    Any {
+        #[schemars(with = "Vec<Plain>")]
+        any: Vec<Scalar>,
+    },
+    Except {
+        #[schemars(with = "Vec<Plain>")]
+        except: Vec<Scalar>,
+    },
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 struct Bounds {
+    #[schemars(with = "Option<Plain>")]
     gt: Option<Scalar>,
+    #[schemars(with = "Option<Plain>")]
     gte: Option<Scalar>,
+    #[schemars(with = "Option<Plain>")]
     lt: Option<Scalar>,
+    #[schemars(with = "Option<Plain>")]
     lte: Option<Scalar>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct GeoBox {
+    #[schemars(with = "Degrees")]
     top_left: Place,
+    #[schemars(with = "Degrees")]
     bottom_right: Place,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct GeoRadius {
+    #[schemars(with = "Degrees")]
     center: Place,
     radius: f64,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct GeoPolygon {
     exterior: Ring,
     #[serde(default)]
     interiors: Option<Vec<Ring>>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 struct Ring {
+    #[schemars(with = "Vec<Degrees>")]
     points: Vec<Place>,
 }
 

@@ -8,6 +8,7 @@ use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::payload;
 use nearring_proto::query::SearchQuery;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,7 +26,7 @@ const SIZE: usize = 3;
 const GROWTH: usize = 4;
 
 /// How a query's hits are grouped.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct Grouping {
     group_by: String,
     #[serde(default)]
@@ -36,7 +37,7 @@ pub(super) struct Grouping {
     with_lookup: Option<WithLookup>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 #[serde(untagged)]
 enum WithLookup {
     Collection(String),
@@ -50,7 +51,7 @@ enum WithLookup {
 }
 
 /// `POST points/query/groups`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct QueryGroups {
     #[serde(flatten)]
     grouping: Grouping,
@@ -59,7 +60,7 @@ pub(super) struct QueryGroups {
 }
 
 /// `POST points/search/groups`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct SearchGroups {
     #[serde(flatten)]
     grouping: Grouping,
@@ -68,7 +69,7 @@ pub(super) struct SearchGroups {
 }
 
 /// `POST points/recommend/groups`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct RecommendGroups {
     #[serde(flatten)]
     grouping: Grouping,

@@ -17,15 +17,17 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, St
 use axum::http::{HeaderValue, StatusCode, header, request::Parts};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodFilter, get};
 use axum::{Json, Router};
 use nearring_proto::position::ReadLevel;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use self::openapi::{Answers, Operations};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
@@ -33,6 +35,7 @@ use crate::plan::ReadOptions;
 mod collections;
 mod filter;
 mod groups;
+mod openapi;
 pub mod grpc;
 mod points;
 mod query;
@@ -61,48 +64,67 @@ impl Door {
 pub fn app(pipeline: Pipeline) -> Router {
     let limits = pipeline.settings().limits;
     let door = Door::new(pipeline);
-    let of_collection = Router::new()
-        .route("/", get(collections::describe).put(collections::create))
-        .route("/", axum::routing::patch(collections::update).delete(collections::delete))
-        .route("/exists", get(collections::exists))
-        .route("/aliases", get(collections::aliases_of))
-        .route("/index", put(collections::create_index))
-        .route("/index/{field}", axum::routing::delete(collections::delete_index))
-        .route("/points", put(points::upsert).post(points::retrieve))
-        .route("/points/{id}", get(points::one))
-        .route("/points/delete", post(points::delete))
-        .route("/points/payload", post(points::set_payload).put(points::overwrite_payload))
-        .route("/points/payload/delete", post(points::delete_payload))
-        .route("/points/payload/clear", post(points::clear_payload))
-        .route("/points/vectors", put(points::update_vectors))
-        .route("/points/vectors/delete", post(points::delete_vectors))
-        .route("/points/batch", post(points::batch))
-        .route("/points/scroll", post(points::scroll))
-        .route("/points/count", post(points::count))
-        .route("/points/search", post(query::search))
-        .route("/points/search/batch", post(query::search_batch))
-        .route("/points/query", post(query::query))
-        .route("/points/query/batch", post(query::query_batch))
-        .route("/points/query/groups", post(groups::query))
-        .route("/points/search/groups", post(groups::search))
-        .route("/points/recommend", post(query::recommend))
-        .route("/points/recommend/batch", post(query::recommend_batch))
-        .route("/points/recommend/groups", post(groups::recommend))
-        .route("/facet", post(points::facet));
-    Router::new()
-        .route("/", get(root))
-        .route("/healthz", get(healthy))
-        .route("/livez", get(healthy))
-        .route("/readyz", get(ready))
-        .route("/collections", get(collections::list))
-        .route("/collections/aliases", post(collections::change_aliases))
-        .route("/aliases", get(collections::aliases))
-        .nest("/collections/{collection}", of_collection)
+    let (routes, document) = operations().finish(TITLE, VERSION);
+    routes
+        .route("/openapi.json", get(move || std::future::ready(Json(document.clone()))))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(limits.message_bytes))
         .layer(middleware::from_fn_with_state(door.clone(), admit))
         .with_state(door)
+}
+
+/// Everything that is served, and described in `/openapi.json`.
+fn operations() -> Operations {
+    use Answers::{Bare, Flag, List, Object, Text, Written};
+    const GET: MethodFilter = MethodFilter::GET;
+    const PUT: MethodFilter = MethodFilter::PUT;
+    const POST: MethodFilter = MethodFilter::POST;
+    const PATCH: MethodFilter = MethodFilter::PATCH;
+    const DELETE: MethodFilter = MethodFilter::DELETE;
+    let at = |rest: &str| format!("/collections/{{collection}}{rest}");
+    Operations::new()
+        .on(GET, "/", "Name and version", Bare, root)
+        .on(GET, "/healthz", "Healthy", Text, healthy)
+        .on(GET, "/livez", "Alive", Text, healthy)
+        .on(GET, "/readyz", "Ready", Text, ready)
+        .on(GET, "/collections", "List collections", Object, collections::list)
+        .on(POST, "/collections/aliases", "Change aliases", Flag, collections::change_aliases)
+        .on(GET, "/aliases", "List aliases", Object, collections::aliases)
+        .on(GET, &at(""), "Describe collection", Object, collections::describe)
+        .on(PUT, &at(""), "Create collection", Flag, collections::create)
+        .read_as::<collections::Create>(PUT, &at(""))
+        .on(PATCH, &at(""), "Update collection", Flag, collections::update)
+        .read_as::<collections::Update>(PATCH, &at(""))
+        .on(DELETE, &at(""), "Delete collection", Flag, collections::delete)
+        .on(GET, &at("/exists"), "Collection exists", Object, collections::exists)
+        .on(GET, &at("/aliases"), "List collection's aliases", Object, collections::aliases_of)
+        .on(PUT, &at("/index"), "Create index", Written, collections::create_index)
+        .read_as::<collections::CreateIndex>(PUT, &at("/index"))
+        .on(DELETE, &at("/index/{field}"), "Delete index", Written, collections::delete_index)
+        .on(PUT, &at("/points"), "Upsert points", Written, points::upsert)
+        .on(POST, &at("/points"), "Retrieve points", List, points::retrieve)
+        .on(GET, &at("/points/{id}"), "Retrieve point", Object, points::one)
+        .on(POST, &at("/points/delete"), "Delete points", Written, points::delete)
+        .on(POST, &at("/points/payload"), "Set payload", Written, points::set_payload)
+        .on(PUT, &at("/points/payload"), "Overwrite payload", Written, points::overwrite_payload)
+        .on(POST, &at("/points/payload/delete"), "Delete payload", Written, points::delete_payload)
+        .on(POST, &at("/points/payload/clear"), "Clear payload", Written, points::clear_payload)
+        .on(PUT, &at("/points/vectors"), "Update vectors", Written, points::update_vectors)
+        .on(POST, &at("/points/vectors/delete"), "Delete vectors", Written, points::delete_vectors)
+        .on(POST, &at("/points/batch"), "Batch of updates", List, points::batch)
+        .on(POST, &at("/points/scroll"), "Scroll points", Object, points::scroll)
+        .on(POST, &at("/points/count"), "Count points", Object, points::count)
+        .on(POST, &at("/points/search"), "Search points", List, query::search)
+        .on(POST, &at("/points/search/batch"), "Batch of searches", List, query::search_batch)
+        .on(POST, &at("/points/query"), "Query points", Object, query::query)
+        .on(POST, &at("/points/query/batch"), "Batch of queries", List, query::query_batch)
+        .on(POST, &at("/points/query/groups"), "Query groups", Object, groups::query)
+        .on(POST, &at("/points/search/groups"), "Search groups", Object, groups::search)
+        .on(POST, &at("/points/recommend"), "Recommend points", List, query::recommend)
+        .on(POST, &at("/points/recommend/batch"), "Batch of recommendations", List, query::recommend_batch)
+        .on(POST, &at("/points/recommend/groups"), "Recommend groups", Object, groups::recommend)
+        .on(POST, &at("/facet"), "Count values", Object, points::facet)
 }
 
 /// Refuses at once what is one too many, rather than keep it waiting with all its memory.
@@ -221,8 +243,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             status(code, rejection.body_text())
         })?;
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
-        serde_path_to_error::deserialize(&mut reader)
-            .map(Self)
+        let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| error.to_string());
+        read.and_then(|read| reader.end().map(|()| Self(read)).map_err(|error| error.to_string()))
             .map_err(|error| status(StatusCode::BAD_REQUEST, format!("Format error in JSON body: {error}")))
     }
 }
@@ -234,7 +256,7 @@ fn typed<T: DeserializeOwned>(body: &Value) -> Result<T, Error> {
 }
 
 /// The parameters that requests have in common.
-#[derive(Clone, Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, JsonSchema, Default, Debug)]
 struct Parameters {
     /// Seconds.
     timeout: Option<u64>,

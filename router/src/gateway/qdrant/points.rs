@@ -12,10 +12,12 @@ use nearring_proto::ids::PointId;
 use nearring_proto::order::{FacetValue, Order, OrderKey};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
+use super::openapi::Plain;
 use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
@@ -25,7 +27,7 @@ use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
 const TRIES: usize = 16;
 
 /// `PUT points`: a list, or columns.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 pub(super) enum Upsert {
     List {
@@ -41,7 +43,7 @@ pub(super) enum Upsert {
 }
 
 /// Which of the points are written.
-#[derive(Deserialize, Debug, Clone, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Default)]
 pub(super) struct How {
     #[serde(default)]
     pub(super) shard_key: Option<Value>,
@@ -53,7 +55,7 @@ pub(super) struct How {
 }
 
 /// Whether points that exist are replaced, and others made.
-#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Mode {
     Upsert,
@@ -61,7 +63,7 @@ pub(super) enum Mode {
     UpdateOnly,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct PointStruct {
     pub(super) id: Id,
     pub(super) vector: Vectors,
@@ -69,7 +71,7 @@ pub(super) struct PointStruct {
     pub(super) payload: Option<Payload>,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct Columns {
     ids: Vec<Id>,
     vectors: ColumnVectors,
@@ -77,7 +79,7 @@ pub(super) struct Columns {
     payloads: Option<Vec<Option<Payload>>>,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 enum ColumnVectors {
     Rows(Vec<Vectors>),
@@ -163,7 +165,7 @@ fn written(answer: WriteAnswer) -> Result<Value, Error> {
 }
 
 /// Points by id, or by filter.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 pub(super) enum Selector {
     Points {
@@ -303,7 +305,7 @@ async fn remove_points(pipeline: &Pipeline, collection: &str, body: Selector, as
 }
 
 /// `POST points/payload` and its relatives.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct SetPayload {
     payload: Payload,
     #[serde(default)]
@@ -316,7 +318,7 @@ pub(super) struct SetPayload {
     key: Option<String>,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct DeletePayload {
     keys: Vec<String>,
     #[serde(default)]
@@ -558,7 +560,7 @@ async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &As
     change_payload(pipeline, collection, body.read()?, nothing, PayloadMode::Overwrite, asked).await
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct UpdateVectors {
     pub(super) points: Vec<PointVectors>,
     #[serde(default)]
@@ -568,7 +570,7 @@ pub(super) struct UpdateVectors {
     pub(super) update_filter: Option<QdrantFilter>,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct PointVectors {
     pub(super) id: Id,
     pub(super) vector: Vectors,
@@ -632,7 +634,7 @@ async fn exist(
     Ok(found)
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct DeleteVectors {
     vector: Vec<String>,
     #[serde(default)]
@@ -674,12 +676,12 @@ async fn drop_vectors(
 }
 
 /// `POST points/batch`: operations one after the other.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct Batch {
     pub(super) operations: Vec<Operation>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Operation {
     Upsert(Upsert),
@@ -716,7 +718,7 @@ pub(super) async fn batch(
     Ok(asked.told(Value::Array(results)))
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct Retrieve {
     ids: Vec<Id>,
     #[serde(default)]
@@ -765,7 +767,7 @@ pub(super) async fn one(
     Ok(asked.told(record_json(record, &spec, &WithPayload::All(true), &WithVector::All(true))?))
 }
 
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 pub(super) struct Scroll {
     #[serde(default)]
     offset: Option<Id>,
@@ -843,7 +845,7 @@ pub(super) async fn scroll(
 }
 
 /// What to order by: a path, or more of it.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 pub(super) enum OrderBy {
     Key(String),
@@ -852,11 +854,12 @@ pub(super) enum OrderBy {
         #[serde(default)]
         direction: Option<Direction>,
         #[serde(default)]
+        #[schemars(with = "Option<Plain>")]
         start_from: Option<Scalar>,
     },
 }
 
-#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Direction {
     Asc,
@@ -885,7 +888,7 @@ pub(super) fn order_value(value: &Scalar) -> Value {
 }
 
 /// `POST /collections/{name}/facet`.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct FacetBy {
     key: String,
     #[serde(default)]
@@ -924,7 +927,7 @@ pub(super) async fn facet(
     Ok(asked.told(json!({"hits": answer.counts.into_iter().map(told).collect::<Vec<Value>>()})))
 }
 
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, JsonSchema, Debug, Default)]
 pub(super) struct Count {
     #[serde(default)]
     filter: Option<QdrantFilter>,

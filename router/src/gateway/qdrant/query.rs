@@ -14,6 +14,7 @@ use nearring_proto::order::Order;
 use nearring_proto::query::SearchQuery;
 use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -34,7 +35,7 @@ const RRF_K: f32 = 2.0;
 const LIMIT: usize = 10;
 
 /// A query, or a prefetch of one.
-#[derive(Deserialize, Debug, Default, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Default, Clone)]
 pub(super) struct Query {
     #[serde(default)]
     query: Option<Asks>,
@@ -62,14 +63,14 @@ pub(super) struct Query {
     shard_key: Option<Value>,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 enum OneOrMany {
     Many(Vec<Query>),
     One(Box<Query>),
 }
 
-#[derive(Deserialize, Debug, Default, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Default, Clone, Copy)]
 struct Params {
     #[serde(default)]
     hnsw_ef: Option<usize>,
@@ -78,7 +79,7 @@ struct Params {
 }
 
 /// What is asked: a vector or an id in itself, or an object that says.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 enum Asks {
     Nearest {
@@ -103,32 +104,36 @@ enum Asks {
     },
     Discover {
         #[serde(rename = "discover")]
+        #[schemars(with = "Value")]
         _discover: IgnoredAny,
     },
     Context {
         #[serde(rename = "context")]
+        #[schemars(with = "Value")]
         _context: IgnoredAny,
     },
     Formula {
         #[serde(rename = "formula")]
+        #[schemars(with = "Value")]
         _formula: IgnoredAny,
     },
     Feedback {
         #[serde(rename = "relevance_feedback")]
+        #[schemars(with = "Value")]
         _feedback: IgnoredAny,
     },
     // Behind the others: it takes whatever it is.
     Example(Example),
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 enum Example {
     Id(Id),
     Vector(Vector),
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 struct Recommend {
     #[serde(default)]
     positive: Vec<Example>,
@@ -138,14 +143,14 @@ struct Recommend {
     strategy: Option<String>,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum Fusion {
     Rrf,
     Dbsf,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 struct Rrf {
     #[serde(default)]
     k: Option<u32>,
@@ -155,14 +160,14 @@ struct Rrf {
 }
 
 /// A sample of which all points are equally likely members.
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum Sample {
     Random,
 }
 
 /// Maximal marginal relevance: hits that are near, and unlike those before them.
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 struct Mmr {
     #[serde(default)]
     diversity: Option<f32>,
@@ -171,7 +176,7 @@ struct Mmr {
 }
 
 /// Where ids of a query are looked up, in place of the collection that is searched.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 struct LookupFrom {
     collection: String,
     #[serde(default)]
@@ -591,7 +596,7 @@ pub(super) async fn query(
     Ok(asked.told(json!({"points": points})))
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, JsonSchema, Debug)]
 pub(super) struct Batch<T> {
     searches: Vec<T>,
 }
@@ -608,7 +613,7 @@ pub(super) async fn query_batch(
 }
 
 /// The older recommendation: examples beside each other.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct OldRecommend {
     #[serde(flatten)]
     recommend: Recommend,
@@ -643,14 +648,14 @@ pub(super) async fn recommend_batch(
 }
 
 /// The older search: one vector, perhaps named.
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct OldSearch {
     vector: OldVector,
     #[serde(flatten)]
     rest: Query,
 }
 
-#[derive(Deserialize, Debug, Clone)]
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
 #[serde(untagged)]
 enum OldVector {
     Plain(Vec<f32>),

@@ -6,13 +6,14 @@ use nearring_proto::ids::PointId;
 use nearring_proto::payload::Payload;
 use nearring_proto::vector::{MultiVector, SparseVector, Vector as Stored};
 use nearring_proto::write::PointRecord;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::{Error, Kind};
 
 /// A number, or a text: a UUID however it is spelt, or anything else.
-#[derive(Deserialize, Serialize, Clone, PartialEq, Eq, Debug)]
+#[derive(Deserialize, JsonSchema, Serialize, Clone, PartialEq, Eq, Debug)]
 #[serde(untagged)]
 pub(super) enum Id {
     Number(u64),
@@ -42,28 +43,30 @@ pub(super) fn id_json(id: &PointId) -> Value {
 }
 
 /// What stands where a point's vectors do.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 pub(super) enum Vectors {
     Dense(Vec<f32>),
     Named(BTreeMap<String, Vector>),
     Multi(Vec<Vec<f32>>),
+    #[schemars(skip)]
     Other(serde::de::IgnoredAny),
 }
 
 /// One named vector.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 pub(super) enum Vector {
     Dense(Vec<f32>),
     // Before the sparse one, which two rows of whole numbers would be as well: serde reads a struct from a list, too.
     Multi(Vec<Vec<f32>>),
     Sparse(Sparse),
+    #[schemars(skip)]
     Other(serde::de::IgnoredAny),
 }
 
 /// Indices and their values.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sparse {
     pub(super) indices: Vec<u32>,
@@ -170,7 +173,7 @@ fn other(field: &str) -> Error {
 }
 
 /// Which part of the payload is answered.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 pub(super) enum WithPayload {
     All(bool),
@@ -274,7 +277,7 @@ pub(super) fn remove(from: &mut Payload, path: &str) {
 }
 
 /// Which vectors are answered.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
 pub(super) enum WithVector {
     All(bool),
