@@ -164,18 +164,13 @@ fn written(answer: WriteAnswer) -> Result<Value, Error> {
 
 /// Points by id, or by filter.
 #[derive(Deserialize, Debug, Clone)]
-#[serde(untagged)]
-pub(super) enum Selector {
-    Points {
-        points: Vec<Id>,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
-    Filter {
-        filter: QdrantFilter,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
+pub(super) struct Selector {
+    #[serde(default)]
+    points: Option<Vec<Id>>,
+    #[serde(default)]
+    filter: Option<QdrantFilter>,
+    #[serde(default)]
+    shard_key: Option<Value>,
 }
 
 enum Selected {
@@ -185,16 +180,7 @@ enum Selected {
 
 impl Selector {
     fn read(self) -> Result<Selected, Error> {
-        Ok(match self {
-            Self::Points { points, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Ids(distinct(points))
-            }
-            Self::Filter { filter, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Matching(filter.read()?)
-            }
-        })
+        selected(self.points, self.filter, &self.shard_key)
     }
 }
 
@@ -400,6 +386,17 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     let SetPayload { payload, points, filter, shard_key, key } = body;
     let which = selected(points, filter, &shard_key)?;
     match key {
+        // A null takes its key away, which nodes have no operation for beside setting others.
+        None if payload.values().any(Value::is_null) => {
+            pipeline.describe_collection(collection).await?;
+            let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
+            rewrite(pipeline, collection, ids, asked, |record| {
+                let mut old = payload::parse(&record.payload_json).map_err(broken)?;
+                set(&mut old, &payload);
+                Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
+            })
+            .await
+        }
         None => {
             let payload = encode(&Value::Object(payload))?;
             change_payload(pipeline, collection, which, payload, PayloadMode::Merge, asked).await
@@ -417,6 +414,16 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     }
 }
 
+/// What is given replaces what stands there; what is given as null is taken away.
+fn set(into: &mut Payload, given: &Payload) {
+    for (key, value) in given {
+        match value {
+            Value::Null => drop(into.remove(key)),
+            value => drop(into.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
 /// Merges into the object at the path; makes it where there is none.
 fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     let (key, rest) = match path.split_once('.') {
@@ -429,7 +436,7 @@ fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     }
     let merge = |object: &mut Payload| match rest {
         Some(rest) => merge_at(object, rest, given),
-        None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
+        None => set(object, given),
     };
     match value {
         Value::Object(object) => merge(object),
