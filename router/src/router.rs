@@ -10,6 +10,7 @@ use nearring_proto::wire::Dial;
 use nearring_proto::wire::nearring_server::{self, NearringServer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
@@ -204,7 +205,8 @@ impl Router {
         axum::serve(listener, self.rest()).with_graceful_shutdown(shutdown).await.map_err(RouterError::Http)
     }
 
-    /// Serves `incoming` connections until `shutdown` is done; requests under way are finished.
+    /// Serves `incoming` connections until `shutdown` is done; requests under way are finished, as long as one may take that
+    /// gives no deadline of its own.
     ///
     /// # Errors
     /// [`RouterError::Server`].
@@ -215,6 +217,8 @@ impl Router {
         F: Future<Output = ()>,
     {
         let (routes, mut health) = self.grpc().await?;
+        let deadlines = self.pipeline().settings().deadlines;
+        let stopped = CancellationToken::new();
         let stopping = async {
             shutdown.await;
             for service in services() {
@@ -222,9 +226,17 @@ impl Router {
                 // Whoever watches is told so, and its stream ends: the server waits for every stream.
                 health.clear_service_status(service).await;
             }
+            stopped.cancel();
         };
         let server = tonic::transport::Server::builder().add_routes(routes);
-        Ok(server.serve_with_incoming_shutdown(incoming, stopping).await?)
+        tokio::select! {
+            served = server.serve_with_incoming_shutdown(incoming, stopping) => Ok(served?),
+            // Streams whose clients neither ask nor leave, as those of reflection, would keep it for ever.
+            () = async {
+                stopped.cancelled().await;
+                tokio::time::sleep(deadlines.write.max(deadlines.read)).await;
+            } => Ok(()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nearring_proto::qdrant as pb;
+use nearring_proto::qdrant::points_client::PointsClient;
 use nearring_proto::qdrant::qdrant_client::QdrantClient;
 use nearring_proto::qdrant::snapshots_client::SnapshotsClient;
 use nearring_router::router::{RouterBuilder, RouterError};
@@ -37,9 +38,15 @@ struct Port {
 }
 
 async fn start() -> Port {
+    with(|_| ()).await
+}
+
+async fn with(change: impl FnOnce(&mut Settings)) -> Port {
+    let mut settings = Settings::new(vec!["127.0.0.1:1".to_owned()]);
+    change(&mut settings);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let router = RouterBuilder::new(Settings::new(vec!["127.0.0.1:1".to_owned()])).seed(1).start().unwrap();
+    let router = RouterBuilder::new(settings).seed(1).start().unwrap();
     let (stop, stopped) = oneshot::channel();
     let served = tokio::spawn(router.serve(TcpListenerStream::new(listener), async { stopped.await.unwrap() }));
     Port { channel: Channel::from_shared(address).unwrap().connect().await.unwrap(), stop, served }
@@ -61,8 +68,9 @@ async fn every_service_is_healthy_until_the_router_stops_and_watching_does_not_k
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     stop.send(()).unwrap();
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
-    assert_eq!(watched.message().await.unwrap(), None);
-    tokio::time::timeout(Duration::from_secs(10), served).await.expect("the router stops").unwrap().unwrap();
+    let soon = Duration::from_secs(5);
+    assert_eq!(tokio::time::timeout(soon, watched.message()).await.expect("the stream ends").unwrap(), None);
+    tokio::time::timeout(soon, served).await.expect("the router stops").unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -87,6 +95,34 @@ async fn reflection_tells_all_services_under_both_of_its_names() {
         panic!("{told:?}")
     };
     assert_eq!(file.file_descriptor_proto.len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_ends_does_not_keep_the_router() {
+    let short = Duration::from_millis(200);
+    let Port { channel, stop, served } =
+        with(|settings| (settings.deadlines.read, settings.deadlines.write) = (short, short)).await;
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let _open = client.server_reflection_info(tokio_stream::pending()).await.unwrap();
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), served).await.expect("the router stops").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_refused_at_once() {
+    // A node that takes connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let port = with(|settings| (settings.nodes, settings.limits.in_flight) = (vec![address], 1)).await;
+    let count = pb::CountPoints { collection_name: "a".to_owned(), ..Default::default() };
+    let (mut first, mut second) = (PointsClient::new(port.channel.clone()), PointsClient::new(port.channel.clone()));
+    let waits = first.count(count.clone());
+    tokio::pin!(waits);
+    tokio::time::timeout(Duration::from_millis(300), &mut waits).await.expect_err("the first waits for the node");
+    let asked = std::time::Instant::now();
+    let status = second.count(count).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
