@@ -2,8 +2,8 @@
 //!
 //! The problem: Qdrant's clients speak gRPC as well (`prefer_grpc=True` in Python, always in Rust and Go), and both doors must do
 //! exactly the same. **Rules:**
-//! - A request becomes the body that it is over REST ([`request`]), goes to the same handler, and what that answers becomes
-//!   protobuf ([`answer`]). Nothing is decided here. Only points to be written go by the JSON, since they are what is large.
+//! - A request becomes the body that it is over REST (`request`), goes to the same handler, and what that answers becomes
+//!   protobuf (`answer`). Nothing is decided here. Only points to be written go by the JSON, since they are what is large.
 //! - Errors have the codes of the native service; what is not supported is `UNIMPLEMENTED`, with its name.
 use std::collections::BTreeMap;
 
