@@ -6,7 +6,9 @@
 //! `Exists` wants at least one value that is not null; `IsNull` wants a null. An empty array holds no value. `NotIn` wants a
 //! value other than null that equals none of those given, and is not the opposite of `In`. A place on Earth is an object
 //! with the numbers `lat` and `lon`, in degrees; distances are great-circle ones on a sphere of [`EARTH_RADIUS_M`].
-//! `ValuesCount` counts what stands at the path as it is written: an array its items, anything else but null one.
+//! `ValuesCount` counts what stands at the path as it is written: an array its items, null and what is missing none, anything
+//! else one; where the path names several of them, any may have the count.
+//! `Words` compares texts by their words: what stands between letters and digits is no part of any, nor is case.
 //! `Nested` reads each object at the path as if it were a payload of its own.
 //!
 //! Numbers are compared by [`Number`], datetimes by [`datetime_micros`], everywhere: an index that keys its entries by
@@ -52,6 +54,18 @@ pub struct Range {
     /// Less than or equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lte: Option<Scalar>,
+}
+
+/// Which words of a text [`Filter::Words`] wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantedWords {
+    /// Every one, in any order.
+    All,
+    /// At least one.
+    Any,
+    /// Every one, one behind the other.
+    Phrase,
 }
 
 /// A condition over id, payload and which vectors there are. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
@@ -115,7 +129,23 @@ pub enum Filter {
         /// Not empty.
         text: String,
     },
-    /// A place at `path` lies in the box, on its edges included. A box whose west is east of its east crosses the
+    /// A string at `path` begins with `text`, byte by byte.
+    StartsWith {
+        /// Dotted path.
+        path: String,
+        /// May be empty: then every string does.
+        text: String,
+    },
+    /// A string at `path` has words of `text` among its own. Texts without a word match nothing.
+    Words {
+        /// Dotted path.
+        path: String,
+        /// Where the words are taken from.
+        text: String,
+        /// Which of them it has to have.
+        wanted: WantedWords,
+    },
+    /// A place at `path` lies in the box; its edges are not part of it, as they are not in Qdrant. A box whose west is east of its east crosses the
     /// antimeridian.
     GeoBox {
         /// Dotted path.
@@ -193,11 +223,9 @@ impl Place {
     }
 
     fn within_box(&self, top_left: &Place, bottom_right: &Place) -> bool {
-        let lon = match top_left.lon <= bottom_right.lon {
-            true => (top_left.lon..=bottom_right.lon).contains(&self.lon),
-            false => self.lon >= top_left.lon || self.lon <= bottom_right.lon,
-        };
-        lon && (bottom_right.lat..=top_left.lat).contains(&self.lat)
+        let (east_of, west_of) = (self.lon > top_left.lon, self.lon < bottom_right.lon);
+        let lon = if top_left.lon <= bottom_right.lon { east_of && west_of } else { east_of || west_of };
+        lon && self.lat > bottom_right.lat && self.lat < top_left.lat
     }
 
     /// Even-odd rule on the plane of degrees.
@@ -256,6 +284,15 @@ impl Filter {
             Filter::Contains { path, text } => {
                 any_value(payload, path, |found| found.as_str().is_some_and(|found| found.contains(text)))
             }
+            Filter::StartsWith { path, text } => {
+                any_value(payload, path, |found| found.as_str().is_some_and(|found| found.starts_with(text)))
+            }
+            Filter::Words { path, text, wanted } => {
+                let asked = words(text);
+                any_value(payload, path, |found| {
+                    found.as_str().is_some_and(|found| wanted.are_among(&asked, &words(found)))
+                })
+            }
             Filter::GeoBox { path, top_left, bottom_right } => {
                 any_place(payload, path, |place| place.within_box(top_left, bottom_right))
             }
@@ -267,7 +304,7 @@ impl Filter {
                 rings.next().unwrap_or(false) && !rings.any(|within| within)
             }),
             Filter::ValuesCount { path, range } => match range.bounds() {
-                Some(Bounds::Numbers(interval)) => interval.contains(&Number::from_int(count_values(payload, path))),
+                Some(Bounds::Numbers(interval)) => any_count(payload, path, |count| interval.contains(&count)),
                 _ => false,
             },
             Filter::Nested { path, filter } => any_value(payload, path, |found| match found {
@@ -492,9 +529,32 @@ pub fn datetime_micros(text: &str) -> Option<i64> {
     if let Ok(instant) = text.parse::<jiff::Timestamp>() {
         return Some(instant.as_microsecond());
     }
-    // As it is taken elsewhere too (Qdrant): a datetime without an offset, or a date, is one of UTC.
+    // As it is taken elsewhere too (Qdrant): a space may stand before the offset, and a datetime without an offset, or a
+    // date, is one of UTC.
+    if let Some((before, offset)) = text.rsplit_once(' ')
+        && offset.starts_with(['+', '-'])
+        && let Ok(instant) = format!("{before}{offset}").parse::<jiff::Timestamp>()
+    {
+        return Some(instant.as_microsecond());
+    }
     let civil = text.parse::<jiff::civil::DateTime>().ok()?;
     civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp().as_microsecond())
+}
+
+/// The words of a text, in order, in lower case.
+fn words(text: &str) -> Vec<String> {
+    let between = |letter: char| !letter.is_alphanumeric();
+    text.split(between).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+}
+
+impl WantedWords {
+    fn are_among(self, asked: &[String], words: &[String]) -> bool {
+        match self {
+            Self::All => !asked.is_empty() && asked.iter().all(|word| words.contains(word)),
+            Self::Any => asked.iter().any(|word| words.contains(word)),
+            Self::Phrase => !asked.is_empty() && words.windows(asked.len()).any(|run| run == asked),
+        }
+    }
 }
 
 fn any_value(payload: &Payload, path: &str, mut wanted: impl FnMut(&Value) -> bool) -> bool {
@@ -507,16 +567,18 @@ fn any_place(payload: &Payload, path: &str, mut wanted: impl FnMut(Place) -> boo
     any_value(payload, path, |found| Place::from_json(found).is_some_and(&mut wanted))
 }
 
-fn count_values(payload: &Payload, path: &str) -> i64 {
-    let mut count = 0_usize;
+fn any_count(payload: &Payload, path: &str, mut wanted: impl FnMut(Number) -> bool) -> bool {
+    let (mut any, mut missing) = (false, true);
     payload::visit_written(payload, path, &mut |found| {
-        count += match found {
-            Value::Array(items) => items.len(),
+        missing = false;
+        let count = match found {
+            Value::Array(items) => i64::try_from(items.len()).unwrap_or(i64::MAX),
             Value::Null => 0,
             _ => 1,
         };
+        any = any || wanted(Number::from_int(count));
     });
-    i64::try_from(count).unwrap_or(i64::MAX)
+    any || (missing && wanted(Number::from_int(0)))
 }
 
 fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
@@ -531,6 +593,8 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
         }
         Filter::NotIn { path, .. }
         | Filter::Contains { path, .. }
+        | Filter::StartsWith { path, .. }
+        | Filter::Words { path, .. }
         | Filter::GeoBox { path, .. }
         | Filter::GeoRadius { path, .. }
         | Filter::GeoPolygon { path, .. }
@@ -636,6 +700,12 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
                 return Err(InvalidInput::new(field, "is empty; give what to look for"));
             }
             check_scalar(&Scalar::Text(text.clone()), move || field.clone())
+        }
+        Filter::StartsWith { path, text } | Filter::Words { path, text, .. } => {
+            let kind = if matches!(filter, Filter::Words { .. }) { "words" } else { "starts_with" };
+            let field = format!("{field}.{kind}");
+            check_path(path, &format!("{field}.path"))?;
+            check_scalar(&Scalar::Text(text.clone()), move || format!("{field}.text"))
         }
         Filter::GeoBox { path, top_left, bottom_right } => {
             let field = format!("{field}.geo_box");

@@ -20,7 +20,7 @@ pub enum Order {
         path: String,
         /// Largest first.
         descending: bool,
-        /// Begins at this value.
+        /// Begins at this value. A number begins among datetimes, too: it is what they are told as, microseconds.
         start_from: Option<Scalar>,
     },
     /// By chance that follows from this number: the first n are a sample of which every n points are as likely as others.
@@ -60,6 +60,21 @@ impl OrderKey {
     }
 }
 
+impl OrderKey {
+    /// The same start among values of another kind: of datetimes a number is microseconds.
+    fn among(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Number(number), Self::Moment(at)) => match Number::from_int(at).cmp(&number) {
+                // Only which side it is on counts; a fraction lies between two of them.
+                std::cmp::Ordering::Less => Self::Moment(at.saturating_add(1)),
+                std::cmp::Ordering::Equal => Self::Moment(at),
+                std::cmp::Ordering::Greater => Self::Moment(at.saturating_sub(1)),
+            },
+            (start, _) => start,
+        }
+    }
+}
+
 impl Order {
     /// Checks path and start.
     ///
@@ -86,6 +101,7 @@ impl Order {
                 payload::visit(payload, path, &mut |value| {
                     let Some(value) = scalar(value) else { return };
                     let Some(key) = OrderKey::of(&value) else { return };
+                    let start = start.map(|start| start.among(key));
                     let key = if *descending { Key::Down(std::cmp::Reverse(key)) } else { Key::Up(key) };
                     let before = start.is_some_and(|start| match key {
                         Key::Up(key) => key < start,
@@ -264,6 +280,12 @@ mod tests {
         assert_eq!(ids(order(true, None), 2), [5, 2]);
         assert_eq!(ids(order(false, Some(Scalar::Int(5))), 10), [1, 4, 2, 5]);
         assert_eq!(ids(order(true, Some(Scalar::Float(5.0))), 10), [1, 4, 2]);
+        // Of datetimes a number is microseconds.
+        let new_year = 1_704_067_200_000_000;
+        assert_eq!(ids(order(false, Some(Scalar::Int(new_year))), 10), [5]);
+        assert_eq!(ids(order(false, Some(Scalar::Float(new_year as f64 + 0.5))), 10), [0; 0]);
+        assert_eq!(ids(order(true, Some(Scalar::Int(new_year))), 1), [5]);
+        assert_eq!(ids(order(true, Some(Scalar::Int(new_year - 1))), 1), [2]);
         assert_eq!(listed(&order(false, None), 1, &points), [(2, Some(Scalar::Int(1)))]);
         assert!(order(false, Some(Scalar::Text("x".into()))).check().is_err());
         assert!(Order::ByPayload { path: String::new(), descending: false, start_from: None }.check().is_err());

@@ -143,6 +143,8 @@ impl PayloadIndexes {
             Filter::AtLeast { .. }
             | Filter::NotIn { .. }
             | Filter::Contains { .. }
+            | Filter::StartsWith { .. }
+            | Filter::Words { .. }
             | Filter::GeoBox { .. }
             | Filter::GeoRadius { .. }
             | Filter::GeoPolygon { .. }

@@ -357,8 +357,9 @@ fn info(
             Metric::L2 => "Euclid",
             Metric::Dot => "Dot",
         };
-        let sent = echo.get("vectors").map(|sent| if name.is_empty() { Some(sent) } else { sent.get(name) });
-        let mut told = sent.flatten().filter(|sent| sent.is_object()).cloned().unwrap_or_else(|| json!({}));
+        // The unnamed vector is sent alone, or under its empty name.
+        let sent = echo.get("vectors").and_then(|sent| sent.get(name).or(name.is_empty().then_some(sent)));
+        let mut told = sent.filter(|sent| sent.is_object()).cloned().unwrap_or_else(|| json!({}));
         overlay(&mut told, &json!({"size": dimension, "distance": distance}), false);
         told
     };
@@ -502,7 +503,8 @@ pub(super) async fn update(
             }
             ("vectors", Value::Object(given)) => {
                 for (vector, value) in given {
-                    let into = if vector.is_empty() { &mut kept["vectors"] } else { &mut kept["vectors"][vector] };
+                    let alone = vector.is_empty() && kept["vectors"].get(vector).is_none();
+                    let into = if alone { &mut kept["vectors"] } else { &mut kept["vectors"][vector] };
                     overlay(into, value, false);
                 }
             }

@@ -1,5 +1,5 @@
 //! Qdrant's filters, in our terms.
-use nearring_proto::filter::{Filter, Place, Range, Scalar};
+use nearring_proto::filter::{Filter, Place, Range, Scalar, WantedWords};
 use nearring_proto::ids::PointId;
 use serde::Deserialize;
 
@@ -94,6 +94,8 @@ enum Match {
     Text { text: String },
     TextAny { text_any: String },
     Phrase { phrase: String },
+    Prefix { prefix: String },
+    Substring { substring: String },
     Any { any: Vec<Scalar> },
     Except { except: Vec<Scalar> },
 }
@@ -131,9 +133,17 @@ struct Ring {
     points: Vec<Place>,
 }
 
-/// Paths through arrays need no brackets here.
+/// Paths through arrays need no empty brackets here, but where others follow: those choose among the items of each item.
 pub(super) fn path(key: &str) -> String {
-    key.replace("[]", "")
+    let mut parts = key.split("[]").peekable();
+    let mut path = String::with_capacity(key.len());
+    while let Option::Some(part) = parts.next() {
+        path.push_str(part);
+        if parts.peek().is_some_and(|next| next.starts_with('[')) {
+            path.push_str("[]");
+        }
+    }
+    path
 }
 
 impl QdrantFilter {
@@ -201,7 +211,14 @@ impl Condition {
 
 /// Missing, null, or an empty array.
 fn empty(key: &str) -> Filter {
-    Filter::Not(Box::new(Filter::Exists(path(key))))
+    Filter::Not(Box::new(filled(key)))
+}
+
+/// Not empty: there is a value, or an array that holds nothing but nulls. An index can answer the former.
+fn filled(key: &str) -> Filter {
+    let range = Range { gte: Option::Some(Scalar::Int(1)), ..Range::default() };
+    // What is counted depends on brackets at the end of the path.
+    Filter::Any(vec![Filter::Exists(path(key)), Filter::ValuesCount { path: key.to_owned(), range }])
 }
 
 impl Field {
@@ -211,13 +228,18 @@ impl Field {
         let path = path(&self.key);
         let mut all = Vec::new();
         if let Option::Some(matching) = self.r#match {
-            let contains = |text: String| Filter::Contains { path: path.clone(), text };
+            let words = |text: String, wanted| Filter::Words { path: path.clone(), text, wanted };
             all.push(match matching {
                 Match::Value { value } => Filter::Equals { path: path.clone(), value },
-                Match::Text { text } | Match::Phrase { phrase: text } => contains(text),
-                Match::TextAny { text_any } => {
-                    Filter::Any(text_any.split_whitespace().map(|word| contains(word.to_owned())).collect())
+                Match::Text { text } => words(text, WantedWords::All),
+                Match::TextAny { text_any } => words(text_any, WantedWords::Any),
+                Match::Phrase { phrase } => words(phrase, WantedWords::Phrase),
+                Match::Prefix { prefix } => Filter::StartsWith { path: path.clone(), text: prefix },
+                // Every string has the empty one in it.
+                Match::Substring { substring } if substring.is_empty() => {
+                    Filter::StartsWith { path: path.clone(), text: substring }
                 }
+                Match::Substring { substring } => Filter::Contains { path: path.clone(), text: substring },
                 Match::Any { any } => Filter::In { path: path.clone(), values: any },
                 Match::Except { except } => Filter::NotIn { path: path.clone(), values: except },
             });
@@ -229,7 +251,11 @@ impl Field {
             all.push(Filter::Range { path: path.clone(), range });
         }
         if let Option::Some(GeoBox { top_left, bottom_right }) = self.geo_bounding_box {
-            all.push(Filter::GeoBox { path: path.clone(), top_left, bottom_right });
+            all.push(match top_left.lat < bottom_right.lat {
+                // Nothing lies in a box that is upside down; in Qdrant that is no error.
+                true => Filter::Any(Vec::new()),
+                false => Filter::GeoBox { path: path.clone(), top_left, bottom_right },
+            });
         }
         if let Option::Some(GeoRadius { center, radius }) = self.geo_radius {
             all.push(Filter::GeoRadius { path: path.clone(), center, radius_m: radius });
@@ -240,12 +266,12 @@ impl Field {
             all.push(Filter::GeoPolygon { path: path.clone(), rings });
         }
         if let Option::Some(range) = self.values_count {
-            let count = |range| Filter::ValuesCount { path: path.clone(), range };
+            let count = |range| Filter::ValuesCount { path: self.key.clone(), range };
             all.push(range.read().map_or(Filter::All(Vec::new()), count));
         }
         match self.is_empty {
-            Option::Some(true) => all.push(empty(&path)),
-            Option::Some(false) => all.push(Filter::Exists(path.clone())),
+            Option::Some(true) => all.push(empty(&self.key)),
+            Option::Some(false) => all.push(filled(&self.key)),
             None => {}
         }
         match self.is_null {

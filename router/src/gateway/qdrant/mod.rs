@@ -140,6 +140,7 @@ async fn unknown(request: Request) -> Response {
         ("/discover", "discover"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
+        ("/vectors/", "named vectors added to a collection or taken from it"),
     ];
     let path = request.uri().path();
     match known.iter().find(|(part, _)| path.contains(part)) {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vectors, WithPayload, WithVector, id_json, record_json, remove};
+use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
@@ -206,7 +206,7 @@ async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked)
         return written(pipeline.upsert(collection, points, None, asked.deadline()).await?);
     }
     let filter = update_filter.map(QdrantFilter::read).transpose()?;
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     let check = |(at, mut point): (usize, Point)| {
         spec.adopt_point(&mut point);
         spec.check_point(&point, &format!("points[{at}]")).map(|()| (point.id.clone(), point))
@@ -365,7 +365,7 @@ async fn change_payload(
 ) -> Result<Value, Error> {
     let mut last = json!({"operation_id": 0, "status": "completed"});
     // A collection that does not exist is an error also where no point is named.
-    pipeline.describe_collection(collection).await?;
+    super::collections::find(pipeline, collection).await?;
     for ids in batches(pipeline, collection, which, asked).await?.into_iter().filter(|ids| !ids.is_empty()) {
         let set = pipeline.set_payload(collection, ids, payload.clone(), mode, None, None, asked.deadline());
         last = written(set.await?)?;
@@ -403,10 +403,9 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
         }
         Some(key) => {
             let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
-            let path = super::filter::path(&key);
             rewrite(pipeline, collection, ids, asked, |record| {
                 let mut old = payload::parse(&record.payload_json).map_err(broken)?;
-                merge_at(&mut old, &path, &payload);
+                merge_at(&mut old, &key, &payload);
                 Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
             })
             .await
@@ -424,24 +423,36 @@ fn set(into: &mut Payload, given: &Payload) {
     }
 }
 
-/// Merges into the object at the path; makes it where there is none.
+/// Merges into the object at the path, as Qdrant does: what is missing on the way is made, what stands in its way gives way to
+/// it. Only the items of an array that are there change.
 fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     let (key, rest) = match path.split_once('.') {
         Some((key, rest)) if !into.contains_key(path) => (key, Some(rest)),
         _ => (path, None),
     };
-    let value = into.entry(key).or_insert_with(|| Value::Object(Payload::new()));
-    if !matches!(value, Value::Object(_) | Value::Array(_)) {
-        *value = Value::Object(Payload::new());
-    }
-    let merge = |object: &mut Payload| match rest {
-        Some(rest) => merge_at(object, rest, given),
-        None => set(object, given),
+    let mut merge = |value: &mut Value| {
+        if let Value::Object(object) = value {
+            match rest {
+                Some(rest) => merge_at(object, rest, given),
+                None => set(object, given),
+            }
+        }
     };
-    match value {
-        Value::Object(object) => merge(object),
-        Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(merge),
-        _ => {}
+    match key.find('[').filter(|_| !into.contains_key(key)).map(|at| key.split_at(at)) {
+        Some((key, places)) => {
+            let value = into.entry(key).or_insert_with(|| json!([]));
+            if !value.is_array() {
+                *value = json!([]);
+            }
+            at_places(value, places, &mut merge);
+        }
+        None => {
+            let value = into.entry(key).or_insert_with(|| json!({}));
+            if !value.is_object() {
+                *value = json!({});
+            }
+            merge(value);
+        }
     }
 }
 
@@ -590,7 +601,7 @@ async fn put_vectors(
     for (at, PointVectors { id, vector }) in body.points.into_iter().enumerate() {
         given.insert(PointId::from(id), vector.read(&format!("points[{at}].vector"))?);
     }
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     for (id, vectors) in &mut given {
         let mut point = Point { id: id.clone(), vectors: std::mem::take(vectors), payload_json: Bytes::new() };
         spec.adopt_point(&mut point);
@@ -656,7 +667,7 @@ async fn drop_vectors(
 ) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
-    let spec = pipeline.describe_collection(collection).await?.spec;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
     if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
         return Err(Error::invalid("vector", format!("Not existing vector name error: {name}")));
     }
@@ -695,7 +706,7 @@ pub(super) async fn batch(
     Body(body): Body<Batch>,
 ) -> Answer<Value> {
     let pipeline = &door.pipeline;
-    pipeline.describe_collection(&collection).await?;
+    super::collections::find(pipeline, &collection).await?;
     let mut results = Vec::with_capacity(body.operations.len());
     for operation in body.operations {
         results.push(match operation {
@@ -730,7 +741,7 @@ pub(super) async fn retrieve(
     Body(body): Body<Retrieve>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let ids = distinct(body.ids);
@@ -750,7 +761,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
         Err(_) => Id::Text(id).into(),
@@ -790,7 +801,7 @@ pub(super) async fn scroll(
     if limit == 0 {
         return Err(Error::invalid("limit", "is 0, must be at least 1").into());
     }
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let wants = Wants { payload: payload.any(), vectors: vector.any() };

@@ -1,7 +1,7 @@
 //! Searches: one vector, examples, several queries fused.
 //!
 //! A query with prefetches is evaluated from the inside out: each prefetch is a search of its own over the whole collection;
-//! fusion ranks what they found, a vector scores it anew, exactly. Every part is one read at its own positions.
+//! fusion ranks what they found, a vector scores it anew, exactly. A query's filter holds for its prefetches, too. Every part is one read at its own positions.
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
@@ -211,10 +211,11 @@ struct Carry {
 }
 
 impl Search<'_> {
-    /// The hits of a query, best first, without its offset.
+    /// The hits of a query, best first, without its offset; `above` are the filters of the queries that it is a prefetch of.
     fn run<'s>(
         &'s self,
         query: Query,
+        above: Option<Filter>,
         carry: Carry,
         depth: usize,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<Hit>, Error>> + Send + 's>> {
@@ -225,13 +226,19 @@ impl Search<'_> {
             if query.shard_key.as_ref().is_some_and(|key| !key.is_null()) {
                 return Err(not_supported("shard_key").0);
             }
-            let offset = query.offset.unwrap_or(0);
+            // A sample has no pages: each is drawn anew.
+            let sampled = matches!(query.query, Some(Asks::Sample { .. }));
+            let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
             let limit = query.limit.unwrap_or(LIMIT);
             if limit == 0 {
                 return Err(Error::invalid("limit", "is 0, must be at least 1"));
             }
             let wanted = limit.saturating_add(offset);
-            let filter = query.filter.map(QdrantFilter::read).transpose()?;
+            let own = query.filter.map(QdrantFilter::read).transpose()?;
+            let filter = match (above, own) {
+                (Some(above), Some(own)) => Some(Filter::All(vec![above, own])),
+                (above, own) => above.or(own),
+            };
             let using = query.using.unwrap_or_default();
             let source = match &query.lookup_from {
                 None => Source { collection: self.collection, vector: &using },
@@ -249,7 +256,7 @@ impl Search<'_> {
             let carried = if fused { carry } else { Carry::default() };
             let mut lists = Vec::with_capacity(prefetches.len());
             for prefetch in prefetches {
-                lists.push(self.run(prefetch, carried, depth + 1).await?);
+                lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?);
             }
             let candidates = has_prefetch.then(|| {
                 let ids: std::collections::BTreeSet<PointId> =
@@ -289,15 +296,9 @@ impl Search<'_> {
                     let (vector, seen) = self.recommend(recommend, source).await?;
                     self.search(nearest(vector, without(seen))).await?
                 }
-                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None),
+                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?,
                 Some(Asks::Rrf { rrf }) => {
-                    if let Some(weights) = &rrf.weights
-                        && weights.len() != lists.len()
-                    {
-                        let reason = format!("has {} weights for {} prefetches", weights.len(), lists.len());
-                        return Err(Error::invalid("query.rrf.weights", reason));
-                    }
-                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())
+                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())?
                 }
                 Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists),
                 Some(Asks::OrderBy { order_by }) => {
@@ -362,6 +363,11 @@ impl Search<'_> {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
                 let id = PointId::from(id);
+                let spec = super::collections::find(self.pipeline, source.collection).await?.spec;
+                if spec.vector(source.vector).is_none() {
+                    let name = source.vector;
+                    return Err(Error::invalid("using", format!("Not existing vector name error: {name}")));
+                }
                 let wants = Wants { payload: false, vectors: true };
                 let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
@@ -476,13 +482,30 @@ fn hit(record: PointRecord, score: f32) -> Hit {
     Hit { id, score, version, payload_json, vectors }
 }
 
-/// Reciprocal rank fusion: Σ 1 / ((rank + 1) / weight + k − 1), ranks from 0; without weights 1 / (rank + k).
-fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Vec<Hit> {
-    fused(lists.into_iter().enumerate().map(|(list, hits)| {
-        let weight = weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0);
-        let share = |rank: usize| if weight > 0.0 { 1.0 / ((rank as f32 + 1.0) / weight + k - 1.0) } else { 0.0 };
-        hits.into_iter().enumerate().map(|(rank, hit)| (share(rank), hit)).collect()
-    }))
+/// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.
+fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Result<Vec<Hit>, Error> {
+    if k < 1.0 {
+        return Err(Error::invalid("query.rrf.k", "is 0, must be at least 1"));
+    }
+    if let Some(weights) = weights {
+        if weights.len() != lists.len() {
+            let reason = format!("has {} numbers for {} prefetches", weights.len(), lists.len());
+            return Err(Error::invalid("query.rrf.weights", reason));
+        }
+        if let Some(weight) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
+            return Err(Error::invalid("query.rrf.weights", format!("has {weight}, must be 0 or more")));
+        }
+    }
+    let share = |list: usize, rank: usize| match weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0) {
+        weight if weight > 0.0 => 1.0 / (k - 1.0 + (rank + 1) as f32 / weight),
+        _ => 0.0,
+    };
+    Ok(fused(
+        lists
+            .into_iter()
+            .enumerate()
+            .map(|(at, list)| list.into_iter().enumerate().map(|(rank, hit)| (share(at, rank), hit)).collect()),
+    ))
 }
 
 /// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.
@@ -535,7 +558,7 @@ pub(super) async fn found(
     let vector = query.with_vector.clone().unwrap_or(WithVector::All(false));
     let search = Search { pipeline: &door.pipeline, collection, spec: &spec, reads: asked.reads()? };
     let carry = Carry { payload: with_payload || payload.any(), vectors: vector.any() };
-    let hits = search.run(query, carry, 0).await?;
+    let hits = search.run(query, None, carry, 0).await?;
     Ok(Found { hits, spec, payload, vector })
 }
 

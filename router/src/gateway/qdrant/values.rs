@@ -232,12 +232,38 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
     }
 }
 
-/// Takes what stands at the path away.
+/// The value that brackets behind a key choose from, and the brackets; `None` where the key has none, or has them for its name.
+fn with_brackets<'p>(object: &'p mut Payload, key: &'p str) -> Option<(&'p mut Value, &'p str)> {
+    let at = key.find('[').filter(|_| !object.contains_key(key))?;
+    let (key, places) = key.split_at(at);
+    object.get_mut(key).map(|value| (value, places))
+}
+
+/// Changes the items that brackets name: `[0]` the first, `[]` each.
+pub(super) fn at_places(value: &mut Value, places: &str, change: &mut dyn FnMut(&mut Value)) {
+    if places.is_empty() {
+        return change(value);
+    }
+    let place = places.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (Some((place, rest)), Value::Array(items)) = (place, value) else { return };
+    match (place, place.parse::<usize>()) {
+        ("", _) => items.iter_mut().for_each(|item| at_places(item, rest, change)),
+        (_, Ok(at)) => items.get_mut(at).into_iter().for_each(|item| at_places(item, rest, change)),
+        (_, Err(_)) => {}
+    }
+}
+
+/// Takes what stands at the path away; an item of an array is not taken away.
 pub(super) fn remove(from: &mut Payload, path: &str) {
     if from.remove(path).is_some() {
         return;
     }
     let Some((key, rest)) = path.split_once('.') else { return };
+    if let Some((array, places)) = with_brackets(from, key) {
+        return at_places(array, places, &mut |item| {
+            item.as_object_mut().into_iter().for_each(|item| remove(item, rest))
+        });
+    }
     match from.get_mut(key) {
         Some(Value::Object(inner)) => remove(inner, rest),
         Some(Value::Array(items)) => {
