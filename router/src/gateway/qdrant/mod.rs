@@ -31,6 +31,7 @@ use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
 
 mod collections;
+pub mod copy;
 mod filter;
 mod groups;
 pub mod grpc;
