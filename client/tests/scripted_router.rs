@@ -122,6 +122,7 @@ impl Nearring for Router {
         delete_collection(wire::DeleteCollectionRequest) -> wire::DeleteCollectionReply;
         change_aliases(wire::ChangeAliasesRequest) -> wire::ListAliasesReply;
         list_aliases(wire::ListAliasesRequest) -> wire::ListAliasesReply;
+        set_attributes(wire::SetAttributesRequest) -> wire::SetAttributesReply;
         set_payload(wire::SetPayloadRequest) -> wire::WriteReply;
         delete(wire::DeleteRequest) -> wire::WriteReply;
         count(wire::CountRequest) -> wire::CountReply;

@@ -267,19 +267,22 @@ impl NodeBuilder {
         }
         let peers = PeerService::new(host.clone(), self.medium.clone(), self.compute.clone(), stop.clone());
         let gate: Gate<NodeDataServer<DataService>> = Gate::new();
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let (mut health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::NotServing).await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .map_err(|error| NodeError::Server(error.to_string()))?;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let failed = |error: tonic_reflection::server::Error| NodeError::Server(error.to_string());
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_service(peers.into_server())
             .add_service(gate.clone())
             .add_service(health_service)
-            .add_service(reflection)
+            .add_service(reflection().build_v1().map_err(failed)?)
+            // As it was called before it was a standard: many tools ask for that.
+            .add_service(reflection().build_v1alpha().map_err(failed)?)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let mut server = std::pin::pin!(server);
         let node = Running {
@@ -308,6 +311,8 @@ impl NodeBuilder {
                     shards.stop().await;
                 }
                 host.leave().await;
+                // Ends the streams of those who watch; the server waits for every stream.
+                health.clear_service_status("").await;
                 stop.cancel();
                 let _ = timeout(DRAIN_TIMEOUT, future::pending::<()>()).await;
             };

@@ -487,7 +487,11 @@ pub fn check_payload(bytes: &[u8], field: &str) -> Result<(), InvalidInput> {
     payload::parse(bytes).map(drop).map_err(|error| InvalidInput::new(field, error.to_string()))
 }
 
-pub(crate) fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
+/// Checks a collection's name.
+///
+/// # Errors
+/// [`InvalidInput`] naming `field`.
+pub fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     if name.len() > CollectionSpec::NAME_BYTES_MAX || !starts_well || !name.chars().all(allowed) {

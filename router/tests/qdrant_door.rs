@@ -250,6 +250,16 @@ async fn points_change_as_they_are_told_to() {
     assert_eq!(one("8").await["payload"], json!({"n": 8, "more": {"deep": 1, "next": 2}}));
     running.result(&format!("POST {points}/payload/delete"), json!({"keys": ["more.deep"], "points": [8]})).await;
     assert_eq!(one("8").await["payload"], json!({"n": 8, "more": {"next": 2}}));
+    // A null takes a key away.
+    let nulls = [
+        json!({"payload": {"next": null, "last": 3}, "key": "more", "points": [8]}),
+        json!({"payload": {"n": null, "m": 9, "none": null}, "filter": {"must": [{"has_id": [8]}]}}),
+        json!({"payload": {"m": null, "n": 8}, "points": [8]}),
+    ];
+    for body in nulls {
+        running.result(&format!("POST {points}/payload"), body).await;
+    }
+    assert_eq!(one("8").await["payload"], json!({"n": 8, "more": {"last": 3}}));
     let by_filter = json!({"payload": {"only": true}, "filter": {"must": [{"key": "n", "match": {"value": 8}}]}});
     running.result(&format!("PUT {points}/payload"), by_filter).await;
     assert_eq!(one("8").await["payload"], json!({"only": true}));
@@ -357,6 +367,13 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
         (&format!("POST {points}/query"), json!({"query": 999}), StatusCode::NOT_FOUND, "999"),
         (&format!("POST {points}/query"), json!({"query": [1, 0], "using": "other"}), bad, "other"),
         (&format!("POST {points}/scroll"), json!({"filter": {"must": [{"key": "n", "rang": {}}]}}), bad, "JSON"),
+        (&format!("POST {points}/delete"), json!({"filter": {"must": [{"key": "n"}]}}), bad, "asks nothing"),
+        (
+            &format!("POST {points}/payload/clear"),
+            json!({"filter": {"must_not": [{"key": "n", "match": null}]}}),
+            bad,
+            "asks nothing",
+        ),
         (&format!("POST {points}/scroll?consistency=none"), json!({}), bad, "consistency"),
         (&format!("POST {points}/scroll?timeout=0"), json!({}), StatusCode::UNPROCESSABLE_ENTITY, "timeout"),
         ("GET /nothing/here", json!({}), StatusCode::NOT_FOUND, "/nothing/here"),
@@ -538,4 +555,74 @@ async fn over_grpc_it_is_the_same_store() {
     let status = points.query(pb::QueryPoints { query: Some(formula), ..query }).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, "not supported: query formula"));
     assert_eq!(running.found(json!({"must": [{"has_id": [50]}]})).await, [0_u64; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_grpc_what_cannot_be_said_in_json_is_refused_and_changes_nothing() {
+    let running = start().await.with_things().await;
+    let channel = tonic::transport::Endpoint::from_shared(running.grpc.clone()).unwrap().connect().await.unwrap();
+    let mut points = PointsClient::new(channel);
+    let name = || "things".to_owned();
+    let n = |condition: pb::FieldCondition| {
+        let field = pb::FieldCondition { key: "n".to_owned(), ..condition };
+        pb::Condition { condition_one_of: Some(pb::condition::ConditionOneOf::Field(field)) }
+    };
+    let range = |range| n(pb::FieldCondition { range: Some(range), ..Default::default() });
+    // Left out, a number that is none, a date that is none, what a newer client would send: none of it is met by every point.
+    let never = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+    let dates = pb::DatetimeRange { lt: Some(never), ..Default::default() };
+    for condition in [
+        n(pb::FieldCondition::default()),
+        n(pb::FieldCondition { r#match: Some(pb::Match::default()), ..Default::default() }),
+        range(pb::Range { lt: Some(f64::NAN), ..Default::default() }),
+        n(pb::FieldCondition { datetime_range: Some(dates), ..Default::default() }),
+        pb::Condition::default(),
+    ] {
+        for filter in [
+            pb::Filter { must: vec![condition.clone()], ..Default::default() },
+            pb::Filter { must_not: vec![condition.clone()], ..Default::default() },
+        ] {
+            let selector = pb::points_selector::PointsSelectorOneOf::Filter(filter.clone());
+            let selector = pb::PointsSelector { points_selector_one_of: Some(selector) };
+            let delete = pb::DeletePoints { collection_name: name(), points: Some(selector), ..Default::default() };
+            let status = points.delete(delete).await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{filter:?}: {status}");
+            assert!(status.message().contains("filter"), "{status}");
+        }
+    }
+    for selector in [None, Some(pb::PointsSelector::default())] {
+        let delete = pb::DeletePoints { collection_name: name(), points: selector, ..Default::default() };
+        assert_eq!(points.delete(delete).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+    let number = |number| pb::Value { kind: Some(pb::value::Kind::DoubleValue(number)) };
+    let list = pb::ListValue { values: vec![number(f64::INFINITY)] };
+    let list = pb::Value { kind: Some(pb::value::Kind::ListValue(list)) };
+    for (field, value) in [("plain", number(f64::NAN)), ("list", list)] {
+        let point = pb::PointStruct { id: Some(pb_id(1)), payload: [(field.to_owned(), value)].into(), vectors: None };
+        let upsert = pb::UpsertPoints { collection_name: name(), points: vec![point], ..Default::default() };
+        let status = points.upsert(upsert).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(status.message().starts_with(&format!("points[0].payload.{field}: ")), "{status}");
+    }
+    let point = pb::PointStruct { id: Some(pb_id(1)), ..Default::default() };
+    let newer =
+        pb::UpsertPoints { collection_name: name(), points: vec![point], update_mode: Some(17), ..Default::default() };
+    let status = points.upsert(newer).await.unwrap_err();
+    assert_eq!((status.code(), status.message().contains("update_mode")), (tonic::Code::InvalidArgument, true));
+    let query = pb::QueryPoints { collection_name: name(), query: Some(pb::Query::default()), ..Default::default() };
+    assert_eq!(points.query(query).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+
+    // Infinite bounds are bounds.
+    for (bounds, count) in [
+        (pb::Range { gt: Some(3.0), lte: Some(f64::INFINITY), ..Default::default() }, 4),
+        (pb::Range { gt: Some(f64::NEG_INFINITY), ..Default::default() }, 7),
+        (pb::Range { gt: Some(f64::INFINITY), ..Default::default() }, 0),
+        (pb::Range::default(), 7),
+    ] {
+        let filter = pb::Filter { must: vec![range(bounds)], ..Default::default() };
+        let asked = pb::CountPoints { collection_name: name(), filter: Some(filter), ..Default::default() };
+        assert_eq!(points.count(asked).await.unwrap().into_inner().result.unwrap().count, count, "{bounds:?}");
+    }
+    assert_eq!(running.found(json!({"must": [{"key": "n", "range": {"gte": 1}}]})).await, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(running.found(json!({"must": [{"key": "kind", "range": {}}]})).await, [0_u64; 0], "a word is no number");
 }

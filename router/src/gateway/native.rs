@@ -217,6 +217,17 @@ impl Nearring for Native {
         Ok(Response::new(wire::ListAliasesReply { aliases: self.pipeline.change_aliases(actions).await? }))
     }
 
+    async fn set_attributes(
+        &self,
+        request: Request<wire::SetAttributesRequest>,
+    ) -> Result<Response<wire::SetAttributesReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let wire::SetAttributes { collection, values } = request.set.ok_or_else(|| missing("set"))?;
+        self.pipeline.set_attributes(&collection, values.into_iter().collect()).await?;
+        Ok(Response::new(wire::SetAttributesReply {}))
+    }
+
     async fn list_aliases(
         &self,
         request: Request<wire::ListAliasesRequest>,

@@ -157,6 +157,25 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Lays what was given over what a collection has elsewhere. A lone shard or replica there says only that it is a lone
+    /// machine: here the cluster's defaults take their place.
+    pub(crate) fn over(&self, spec: &mut wire::CollectionSpec) {
+        let several =
+            |given: u32, there: u32| if given > 0 { given } else { Some(there).filter(|n| *n > 1).unwrap_or(0) };
+        spec.shard_count = several(self.shards, spec.shard_count);
+        spec.replication_factor = several(self.replication, spec.replication_factor);
+        if let Some(scalar) = self.scalar {
+            spec.vectors.values_mut().for_each(|vector| vector.scalar = scalar.wire() as i32);
+        }
+        spec.payload_indexes.extend(self.indexes.iter().map(|(path, kind)| (path.clone(), *kind as i32)));
+        let index = spec.index.get_or_insert_default();
+        let given = |given: u32, there: &mut u32| *there = if given > 0 { given } else { *there };
+        given(self.m, &mut index.m);
+        given(self.ef_construction, &mut index.ef_construction);
+        given(self.ef_search, &mut index.ef_search);
+        given(self.seal_points, &mut index.seal_points);
+    }
+
     /// A collection's specification with one vector more than none: `name` of `dimension` components.
     pub(crate) fn spec(&self, collection: &str, name: &str, dimension: u32, metric: Metric) -> wire::CollectionSpec {
         let scalar = self.scalar.map_or(wire::ScalarKind::Unspecified, Scalar::wire) as i32;
@@ -193,6 +212,36 @@ pub(crate) fn for_documents(spec: &mut wire::CollectionSpec, embedder: &str, vec
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn a_lone_replica_elsewhere_becomes_the_default_and_flags_go_over_everything() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Program {
+            #[command(flatten)]
+            layout: Layout,
+        }
+        let over = |flags: &[&str], shards, replicas| {
+            let mut spec = wire::CollectionSpec {
+                vectors: [("v".to_owned(), wire::VectorSpec::default())].into(),
+                shard_count: shards,
+                replication_factor: replicas,
+                index: Some(wire::IndexSpec { m: 24, ef_construction: 200, ef_search: 0, seal_points: 0 }),
+                ..Default::default()
+            };
+            Program::try_parse_from([&["p"], flags].concat()).unwrap().layout.over(&mut spec);
+            spec
+        };
+        let plain = over(&[], 1, 1);
+        assert_eq!((plain.shard_count, plain.replication_factor, plain.index.unwrap().m), (0, 0, 24));
+        let several = over(&[], 4, 3);
+        assert_eq!((several.shard_count, several.replication_factor), (4, 3));
+        let given =
+            over(&["--shards", "6", "--replication", "1", "--scalar", "f32", "--m", "32", "--index", "a=bool"], 4, 3);
+        assert_eq!((given.shard_count, given.replication_factor, given.index.unwrap().m), (6, 1, 32));
+        assert_eq!(given.vectors["v"].scalar(), wire::ScalarKind::F32);
+        assert!(given.payload_indexes.contains_key("a"));
+    }
 
     #[test]
     fn vectors_and_filters_are_read_as_they_are_usually_typed() {

@@ -20,7 +20,7 @@ pub(crate) struct Search {
     #[arg(long, short)]
     collection: String,
 
-    /// The query vector, as [0.1, 0.2] or 0.1,0.2; sparse, as {"indices": [3], "values": [0.5]}; multi, as [[0.1], [0.2]].
+    /// The query vector, as `[0.1, 0.2]` or 0.1,0.2; sparse, as `{"indices": [3], "values": [0.5]}`; multi, as `[[0.1], [0.2]]`.
     #[arg(long, allow_hyphen_values = true, value_parser = vector_argument)]
     vector: Option<Components>,
 

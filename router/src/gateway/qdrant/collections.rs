@@ -182,7 +182,7 @@ const ECHOED: [&str; 12] = [
     "sparse_vectors",
 ];
 /// The key of what is told again.
-const ATTRIBUTE: &str = "qdrant";
+pub(super) const ATTRIBUTE: &str = "qdrant";
 
 pub(super) async fn create(
     State(door): State<Door>,
@@ -190,10 +190,29 @@ pub(super) async fn create(
     asked: Asked,
     Body(body): Body<Value>,
 ) -> Answer<bool> {
+    let (spec, kept) = settings(name, body)?;
+    let name = spec.name.clone();
+    match door.pipeline.create_collection(spec).await {
+        Ok(_) => {}
+        Err(error) if error.kind == Kind::AlreadyExists => {
+            return Err(
+                Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into()
+            );
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if !kept.is_empty() {
+        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
+    }
+    Ok(asked.told(true))
+}
+
+/// The settings that a creation asks for, and the part of it that is kept to be told again.
+pub(super) fn settings(name: String, body: Value) -> Result<(CollectionSpec, Map<String, Value>), Error> {
     let Create { vectors, sparse_vectors, shard_number, replication_factor, hnsw_config, sharding_method, _echoed } =
         super::typed(&body)?;
     if sharding_method.is_some_and(|method| method != "auto") {
-        return Err(not_supported("custom sharding"));
+        return Err(not_supported("custom sharding").0);
     }
     let hnsw = hnsw_config.unwrap_or_default();
     let defaults = IndexSpec::default();
@@ -225,24 +244,11 @@ pub(super) async fn create(
         let modifier = params.unwrap_or_default().modifier.map_or(Modifier::None, Into::into);
         spec.sparse_vectors.insert(name, SparseSpec { modifier });
     }
-    let name = spec.name.clone();
-    match door.pipeline.create_collection(spec).await {
-        Ok(_) => {}
-        Err(error) if error.kind == Kind::AlreadyExists => {
-            return Err(
-                Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into()
-            );
-        }
-        Err(error) => return Err(error.into()),
-    }
     let mut kept = Map::new();
     if let Value::Object(body) = body {
         kept.extend(body.into_iter().filter(|(key, value)| ECHOED.contains(&key.as_str()) && !value.is_null()));
     }
-    if !kept.is_empty() {
-        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
-    }
-    Ok(asked.told(true))
+    Ok((spec, kept))
 }
 
 /// What was sent when the collection was created or changed, and has no effect but to be told again.
@@ -559,7 +565,7 @@ enum FieldSchema {
 
 #[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-enum SchemaKind {
+pub(super) enum SchemaKind {
     Keyword,
     Integer,
     Float,
@@ -570,8 +576,22 @@ enum SchemaKind {
     Geo,
 }
 
+impl SchemaKind {
+    /// What such a field is indexed as; `None` for what is judged by the payload itself, without an index.
+    pub(super) fn indexed(self) -> Option<FieldKind> {
+        match self {
+            Self::Keyword | Self::Uuid => Some(FieldKind::Keyword),
+            Self::Integer => Some(FieldKind::Integer),
+            Self::Float => Some(FieldKind::Float),
+            Self::Bool => Some(FieldKind::Bool),
+            Self::Datetime => Some(FieldKind::Datetime),
+            Self::Text | Self::Geo => None,
+        }
+    }
+}
+
 /// Where index parameters are kept among what is told again.
-const SCHEMA: &str = "payload_schema";
+pub(super) const SCHEMA: &str = "payload_schema";
 
 pub(super) async fn create_index(
     State(door): State<Door>,
@@ -585,15 +605,7 @@ pub(super) async fn create_index(
         return Err(Error::invalid("field_schema", "is missing; say what the field holds, as in \"keyword\"").into());
     };
     let path = super::filter::path(&field_name);
-    let indexed = match kind {
-        SchemaKind::Keyword | SchemaKind::Uuid => Some(FieldKind::Keyword),
-        SchemaKind::Integer => Some(FieldKind::Integer),
-        SchemaKind::Float => Some(FieldKind::Float),
-        SchemaKind::Bool => Some(FieldKind::Bool),
-        SchemaKind::Datetime => Some(FieldKind::Datetime),
-        // Conditions on these are judged by the payload itself, without an index.
-        SchemaKind::Text | SchemaKind::Geo => None,
-    };
+    let indexed = kind.indexed();
     let before = spec.payload_indexes.get(&path).copied();
     if indexed != before {
         let update = CollectionUpdate {

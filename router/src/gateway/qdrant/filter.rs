@@ -23,7 +23,10 @@ pub(super) struct QdrantFilter {
 
 /// One, several, or null.
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "has what is no condition here; give one such as {\"key\": …, \"match\": …}, or a list of them"
+)]
 enum Some<T> {
     Many(Vec<T>),
     One(Box<T>),
@@ -212,7 +215,7 @@ impl QdrantFilter {
 impl Condition {
     fn convert(self) -> Result<Filter, Error> {
         Ok(match self {
-            Self::Field(field) => field.convert(),
+            Self::Field(field) => field.convert()?,
             Self::IsEmpty { is_empty } => empty(&is_empty.key),
             Self::IsNull { is_null } => Filter::IsNull(path(&is_null.key)),
             Self::HasId { has_id } => Filter::Ids(has_id.into_iter().map(PointId::from).collect()),
@@ -238,7 +241,9 @@ fn filled(key: &str) -> Filter {
 }
 
 impl Field {
-    fn convert(self) -> Filter {
+    /// # Errors
+    /// Where it asks nothing, which every point would satisfy: a client left something out, or is newer than this.
+    fn convert(self) -> Result<Filter, Error> {
         let path = path(&self.key);
         let mut all = Vec::new();
         if let Option::Some(matching) = self.r#match {
@@ -258,7 +263,10 @@ impl Field {
                 Match::Except { except } => Filter::NotIn { path: path.clone(), values: except },
             });
         }
-        if let Option::Some(range) = self.range.and_then(Bounds::read) {
+        if let Option::Some(range) = self.range {
+            // Without a bound it asks for a number.
+            let any = Range { gte: Option::Some(Scalar::Float(f64::MIN)), ..Range::default() };
+            let range = range.read().unwrap_or(any);
             all.push(Filter::Range { path: path.clone(), range });
         }
         if let Option::Some(GeoBox { top_left, bottom_right }) = self.geo_bounding_box {
@@ -276,8 +284,9 @@ impl Field {
             let rings = std::iter::once(exterior.points).chain(holes).collect();
             all.push(Filter::GeoPolygon { path: path.clone(), rings });
         }
-        if let Option::Some(range) = self.values_count.and_then(Bounds::read) {
-            all.push(Filter::ValuesCount { path: self.key.clone(), range });
+        if let Option::Some(range) = self.values_count {
+            let count = |range| Filter::ValuesCount { path: self.key.clone(), range };
+            all.push(range.read().map_or(Filter::All(Vec::new()), count));
         }
         match self.is_empty {
             Option::Some(true) => all.push(empty(&self.key)),
@@ -289,15 +298,18 @@ impl Field {
             Option::Some(false) => all.push(Filter::Not(Box::new(Filter::IsNull(path)))),
             None => {}
         }
-        match <[Filter; 1]>::try_from(all) {
+        if all.is_empty() {
+            return Err(Error::invalid(format!("filter: condition of {:?}", self.key), "asks nothing of the field"));
+        }
+        Ok(match <[Filter; 1]>::try_from(all) {
             Ok([one]) => one,
             Err(all) => Filter::All(all),
-        }
+        })
     }
 }
 
 impl Bounds {
-    /// `None` where nothing is bounded, which everything satisfies.
+    /// `None` where nothing is bounded.
     fn read(self) -> Option<Range> {
         let Self { gt, gte, lt, lte } = self;
         let range = Range { gt, gte, lt, lte };

@@ -33,6 +33,7 @@ use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
 
 mod collections;
+pub mod copy;
 mod filter;
 mod groups;
 mod openapi;

@@ -166,18 +166,13 @@ fn written(answer: WriteAnswer) -> Result<Value, Error> {
 
 /// Points by id, or by filter.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-pub(super) enum Selector {
-    Points {
-        points: Vec<Id>,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
-    Filter {
-        filter: QdrantFilter,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
+pub(super) struct Selector {
+    #[serde(default)]
+    points: Option<Vec<Id>>,
+    #[serde(default)]
+    filter: Option<QdrantFilter>,
+    #[serde(default)]
+    shard_key: Option<Value>,
 }
 
 enum Selected {
@@ -187,16 +182,7 @@ enum Selected {
 
 impl Selector {
     fn read(self) -> Result<Selected, Error> {
-        Ok(match self {
-            Self::Points { points, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Ids(distinct(points))
-            }
-            Self::Filter { filter, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Matching(filter.read()?)
-            }
-        })
+        selected(self.points, self.filter, &self.shard_key)
     }
 }
 
@@ -402,6 +388,17 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     let SetPayload { payload, points, filter, shard_key, key } = body;
     let which = selected(points, filter, &shard_key)?;
     match key {
+        // A null takes its key away, which nodes have no operation for beside setting others.
+        None if payload.values().any(Value::is_null) => {
+            pipeline.describe_collection(collection).await?;
+            let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
+            rewrite(pipeline, collection, ids, asked, |record| {
+                let mut old = payload::parse(&record.payload_json).map_err(broken)?;
+                set(&mut old, &payload);
+                Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
+            })
+            .await
+        }
         None => {
             let payload = encode(&Value::Object(payload))?;
             change_payload(pipeline, collection, which, payload, PayloadMode::Merge, asked).await
@@ -418,6 +415,16 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     }
 }
 
+/// What is given replaces what stands there; what is given as null is taken away.
+fn set(into: &mut Payload, given: &Payload) {
+    for (key, value) in given {
+        match value {
+            Value::Null => drop(into.remove(key)),
+            value => drop(into.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
 /// Merges into the object at the path, as Qdrant does: what is missing on the way is made, what stands in its way gives way to
 /// it. Only the items of an array that are there change.
 fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
@@ -429,7 +436,7 @@ fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
         if let Value::Object(object) = value {
             match rest {
                 Some(rest) => merge_at(object, rest, given),
-                None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
+                None => set(object, given),
             }
         }
     };

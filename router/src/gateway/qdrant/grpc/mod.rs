@@ -2,8 +2,8 @@
 //!
 //! The problem: Qdrant's clients speak gRPC as well (`prefer_grpc=True` in Python, always in Rust and Go), and both doors must do
 //! exactly the same. **Rules:**
-//! - A request becomes the body that it is over REST ([`request`]), goes to the same handler, and what that answers becomes
-//!   protobuf ([`answer`]). Nothing is decided here. Only points to be written go by the JSON, since they are what is large.
+//! - A request becomes the body that it is over REST (`request`), goes to the same handler, and what that answers becomes
+//!   protobuf (`answer`). Nothing is decided here. Only points to be written go by the JSON, since they are what is large.
 //! - Errors have the codes of the native service; what is not supported is `UNIMPLEMENTED`, with its name.
 use std::collections::BTreeMap;
 
@@ -12,11 +12,14 @@ use nearring_proto::qdrant as pb;
 use nearring_proto::qdrant::collections_server::{Collections, CollectionsServer};
 use nearring_proto::qdrant::points_server::{Points, PointsServer};
 use nearring_proto::qdrant::qdrant_server::{Qdrant, QdrantServer};
+use nearring_proto::qdrant::snapshots_server::{Snapshots, SnapshotsServer};
+use nearring_proto::qdrant::{collections_server, points_server, qdrant_server};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
+use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
@@ -29,18 +32,25 @@ mod answer;
 mod plain;
 mod request;
 
-/// Adds the services to those that a server has.
+/// The services that answer.
+pub const SERVICES: [&str; 3] =
+    [qdrant_server::SERVICE_NAME, collections_server::SERVICE_NAME, points_server::SERVICE_NAME];
+
+/// Adds the services to those that a server has. Requests may be compressed, as clients can be told to; answers are not, since
+/// clients say that they would take them so whether or not anybody asked for it.
 pub fn add_to(routes: Routes, pipeline: Pipeline) -> Routes {
     let most = pipeline.settings().limits.message_bytes;
     let service = Service(Door::new(pipeline));
-    let sized = |points: PointsServer<Service>| points.max_decoding_message_size(most).max_encoding_message_size(most);
+    let collections = CollectionsServer::new(service.clone()).max_decoding_message_size(most);
+    let points = PointsServer::new(service.clone()).max_decoding_message_size(most).max_encoding_message_size(most);
     routes
-        .add_service(QdrantServer::new(service.clone()))
-        .add_service(CollectionsServer::new(service.clone()).max_decoding_message_size(most))
-        .add_service(sized(PointsServer::new(service)))
+        .add_service(QdrantServer::new(service.clone()).accept_compressed(Gzip))
+        .add_service(collections.accept_compressed(Gzip))
+        .add_service(points.accept_compressed(Gzip))
+        .add_service(SnapshotsServer::new(service).accept_compressed(Gzip))
 }
 
-/// All three services.
+/// All the services.
 #[derive(Clone)]
 struct Service(Door);
 
@@ -100,10 +110,6 @@ fn body<T: DeserializeOwned>(body: &Value) -> Result<Body<T>, Status> {
     read.map(Body).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn missing(field: String) -> Status {
-    Status::invalid_argument(format!("{field}: is missing"))
-}
-
 fn outcome<T: Serialize>(answer: Result<Told<T>, Refused>) -> Result<Outcome, Status> {
     let Told(result, since) = answer?;
     let result = serde_json::to_value(result).map_err(|error| Status::internal(error.to_string()))?;
@@ -124,27 +130,24 @@ fn changed(answer: Result<Told<bool>, Refused>) -> Answered<pb::CollectionOperat
 
 fn operation(of: pb::PointsUpdateOperation) -> Result<Operation, Status> {
     use pb::points_update_operation::Operation as Kind;
-    let payload = |payload: BTreeMap<String, pb::Value>, key: Option<String>| {
-        [("payload", Some(Value::Object(request::payload(payload)))), ("key", key.map(|key| json!(key)))]
-    };
     #[allow(deprecated, reason = "older clients send them")]
     Ok(match of.operation {
-        None => return Err(missing("operations.operation".to_owned())),
+        None => return Err(Error::invalid("operations.operation", "is missing").into()),
         Some(Kind::Upsert(of)) => {
             let how = how(of.shard_key_selector, of.update_filter, of.update_mode)?;
-            Operation::Upsert(request::upsert(of.points, how).map_err(missing)?)
+            Operation::Upsert(request::upsert(of.points, how)?)
         }
         Some(Kind::DeletePoints(of)) => {
             Operation::Delete(body(&request::selector(of.points, of.shard_key_selector))?.0)
         }
         Some(Kind::DeleteDeprecated(points)) => Operation::Delete(body(&request::selector(Some(points), None))?.0),
         Some(Kind::SetPayload(of)) => {
-            let parts = payload(of.payload, of.key);
+            let parts = payload(of.payload, of.key)?;
             let of = request::selector_and(of.points_selector, of.shard_key_selector, parts);
             Operation::SetPayload(body(&of)?.0)
         }
         Some(Kind::OverwritePayload(of)) => {
-            let parts = payload(of.payload, of.key);
+            let parts = payload(of.payload, of.key)?;
             let of = request::selector_and(of.points_selector, of.shard_key_selector, parts);
             Operation::OverwritePayload(body(&of)?.0)
         }
@@ -170,6 +173,15 @@ fn operation(of: pb::PointsUpdateOperation) -> Result<Operation, Status> {
     })
 }
 
+/// A payload, and where it is to stand.
+fn payload(
+    payload: BTreeMap<String, pb::Value>,
+    key: Option<String>,
+) -> Result<[(&'static str, Option<Value>); 2], Error> {
+    let payload = Value::Object(request::payload(payload, "payload")?);
+    Ok([("payload", Some(payload)), ("key", key.map(|key| json!(key)))])
+}
+
 fn how(
     shard_key: Option<pb::ShardKeySelector>,
     update_filter: Option<pb::Filter>,
@@ -179,7 +191,7 @@ fn how(
         Some(filter) => Some(body(&request::filter(filter))?.0),
         None => None,
     };
-    Ok(How { shard_key: request::shard_key(shard_key), update_filter, update_mode: request::mode(mode) })
+    Ok(How { shard_key: request::shard_key(shard_key), update_filter, update_mode: request::mode(mode)? })
 }
 
 fn vectors(
@@ -187,7 +199,7 @@ fn vectors(
     shard_key: Option<pb::ShardKeySelector>,
     update_filter: Option<pb::Filter>,
 ) -> Result<UpdateVectors, Status> {
-    let points = request::point_vectors(points).map_err(missing)?;
+    let points = request::point_vectors(points)?;
     let How { shard_key, update_filter, .. } = how(shard_key, update_filter, None)?;
     Ok(UpdateVectors { points, shard_key, update_filter })
 }
@@ -220,14 +232,14 @@ impl Collections for Service {
         let _permit = self.admit()?;
         let request = request.into_inner();
         let (name, asked) = (request.collection_name.clone(), asked(request.timeout, None)?);
-        changed(collections::create(self.door(), Path(name), asked, Body(request::create(request))).await)
+        changed(collections::create(self.door(), Path(name), asked, Body(request::create(request)?)).await)
     }
 
     async fn update(&self, request: Request<pb::UpdateCollection>) -> Answered<pb::CollectionOperationResponse> {
         let _permit = self.admit()?;
         let request = request.into_inner();
         let (name, asked) = (request.collection_name.clone(), asked(request.timeout, None)?);
-        changed(collections::update(self.door(), Path(name), asked, Body(request::update(request))).await)
+        changed(collections::update(self.door(), Path(name), asked, Body(request::update(request)?)).await)
     }
 
     async fn delete(&self, request: Request<pb::DeleteCollection>) -> Answered<pb::CollectionOperationResponse> {
@@ -305,7 +317,7 @@ impl Points for Service {
         let of = request.into_inner();
         let (name, asked) = (Path(of.collection_name), asked(of.timeout, None)?);
         let how = how(of.shard_key_selector, of.update_filter, of.update_mode)?;
-        let points = request::upsert(of.points, how).map_err(missing)?;
+        let points = request::upsert(of.points, how)?;
         updated(points::upsert(self.door(), name, asked, Body(points)).await)
     }
 
@@ -347,8 +359,7 @@ impl Points for Service {
         let _permit = self.admit()?;
         let of = request.into_inner();
         let (name, asked) = (Path(of.collection_name), asked(of.timeout, None)?);
-        let payload = Value::Object(request::payload(of.payload));
-        let parts = [("payload", Some(payload)), ("key", of.key.map(|key| json!(key)))];
+        let parts = payload(of.payload, of.key)?;
         let of = request::selector_and(of.points_selector, of.shard_key_selector, parts);
         updated(points::set_payload(self.door(), name, asked, body(&of)?).await)
     }
@@ -357,8 +368,7 @@ impl Points for Service {
         let _permit = self.admit()?;
         let of = request.into_inner();
         let (name, asked) = (Path(of.collection_name), asked(of.timeout, None)?);
-        let payload = Value::Object(request::payload(of.payload));
-        let parts = [("payload", Some(payload)), ("key", of.key.map(|key| json!(key)))];
+        let parts = payload(of.payload, of.key)?;
         let of = request::selector_and(of.points_selector, of.shard_key_selector, parts);
         updated(points::overwrite_payload(self.door(), name, asked, body(&of)?).await)
     }
@@ -575,5 +585,32 @@ impl Points for Service {
         _: Request<pb::SearchMatrixPoints>,
     ) -> Answered<pb::SearchMatrixOffsetsResponse> {
         Err(not_supported("search matrix"))
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    async fn create(&self, _: Request<pb::CreateSnapshotRequest>) -> Answered<pb::CreateSnapshotResponse> {
+        Err(not_supported("snapshots"))
+    }
+
+    async fn list(&self, _: Request<pb::ListSnapshotsRequest>) -> Answered<pb::ListSnapshotsResponse> {
+        Err(not_supported("snapshots"))
+    }
+
+    async fn delete(&self, _: Request<pb::DeleteSnapshotRequest>) -> Answered<pb::DeleteSnapshotResponse> {
+        Err(not_supported("snapshots"))
+    }
+
+    async fn create_full(&self, _: Request<pb::CreateFullSnapshotRequest>) -> Answered<pb::CreateSnapshotResponse> {
+        Err(not_supported("snapshots"))
+    }
+
+    async fn list_full(&self, _: Request<pb::ListFullSnapshotsRequest>) -> Answered<pb::ListSnapshotsResponse> {
+        Err(not_supported("snapshots"))
+    }
+
+    async fn delete_full(&self, _: Request<pb::DeleteFullSnapshotRequest>) -> Answered<pb::DeleteSnapshotResponse> {
+        Err(not_supported("snapshots"))
     }
 }

@@ -1,7 +1,8 @@
 //! Requests in protobuf as the bodies that the same requests are over REST.
 //!
-//! What is left out stays left out, so that both doors have the same defaults. An empty choice becomes null, which whoever reads
-//! the body refuses by its place.
+//! What is left out stays left out, so that both doors have the same defaults. What is there and cannot be said in JSON (a number
+//! that is none, an empty choice, a choice that a newer client knows) must not look as if it were left out: it becomes what
+//! whoever reads the body refuses by its place. A condition that vanished would let a deletion have every point.
 use std::collections::BTreeMap;
 
 use nearring_proto::qdrant as pb;
@@ -10,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::super::points::{How, Mode, PointStruct, PointVectors, Upsert};
 use super::super::values::{Id, Sparse, Vector, Vectors};
 use super::plain;
+use crate::failure::Error;
 
 /// An object of what is there.
 fn object<const N: usize>(parts: [(&str, Option<Value>); N]) -> Value {
@@ -26,27 +28,52 @@ fn some_list<T>(items: Vec<T>, one: impl Fn(T) -> Value) -> Option<Value> {
     (!items.is_empty()).then(|| list(items, one))
 }
 
-/// A value of a payload.
-pub(super) fn value(value: pb::Value) -> Value {
+/// A number as a bound or a weight. An infinite one is the largest there is, since stored numbers are finite; one that is none is
+/// a text, which no reader of numbers takes.
+fn number(value: f64) -> Value {
+    if value.is_nan() { json!("NaN") } else { json!(value.clamp(f64::MIN, f64::MAX)) }
+}
+
+fn single(value: f32) -> Value {
+    number(value.clamp(f32::MIN, f32::MAX).into())
+}
+
+/// The name of an enum's value as JSON has it, lower case. One that is not known stays a number, which no reader of names takes.
+fn word<E: TryFrom<i32>>(value: i32, name: impl Fn(&E) -> &'static str) -> Value {
+    E::try_from(value).map_or(json!(value), |known| json!(name(&known).to_lowercase()))
+}
+
+/// A value of a payload. `Err`: a number in it that JSON does not have.
+fn value(value: pb::Value) -> Result<Value, f64> {
     use pb::value::Kind;
-    match value.kind {
+    Ok(match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::DoubleValue(value)) if !value.is_finite() => return Err(value),
         Some(Kind::DoubleValue(value)) => json!(value),
         Some(Kind::IntegerValue(value)) => json!(value),
         Some(Kind::StringValue(value)) => Value::String(value),
         Some(Kind::BoolValue(value)) => Value::Bool(value),
-        Some(Kind::StructValue(fields)) => Value::Object(payload(fields.fields)),
-        Some(Kind::ListValue(values)) => list(values.values, self::value),
-    }
+        Some(Kind::StructValue(of)) => Value::Object(
+            of.fields.into_iter().map(|(key, of)| Ok((key, self::value(of)?))).collect::<Result<_, f64>>()?,
+        ),
+        Some(Kind::ListValue(of)) => Value::Array(of.values.into_iter().map(self::value).collect::<Result<_, f64>>()?),
+    })
 }
 
-/// A payload.
-pub(super) fn payload(fields: BTreeMap<String, pb::Value>) -> Map<String, Value> {
-    fields.into_iter().map(|(key, field)| (key, value(field))).collect()
+/// A payload, which stands in this field.
+///
+/// # Errors
+/// Where it has a number that JSON does not have.
+pub(super) fn payload(fields: BTreeMap<String, pb::Value>, field: &str) -> Result<Map<String, Value>, Error> {
+    let read = |(key, of): (String, pb::Value)| match value(of) {
+        Ok(value) => Ok((key, value)),
+        Err(number) => Err(Error::invalid(format!("{field}.{key}"), format!("has {number}, which JSON cannot say"))),
+    };
+    fields.into_iter().map(read).collect()
 }
 
-fn metadata(fields: BTreeMap<String, pb::Value>) -> Option<Value> {
-    (!fields.is_empty()).then(|| Value::Object(payload(fields)))
+fn metadata(fields: BTreeMap<String, pb::Value>) -> Result<Option<Value>, Error> {
+    Ok(if fields.is_empty() { None } else { Some(Value::Object(payload(fields, "metadata")?)) })
 }
 
 /// An id; null where it is left out.
@@ -98,30 +125,48 @@ fn vectors(vectors: Option<pb::Vectors>) -> Vectors {
     }
 }
 
-/// Points to be written. They are not sent through JSON, since they are what is large. `Err`: the place of one without an id.
-pub(super) fn upsert(points: Vec<pb::PointStruct>, how: How) -> Result<Upsert, String> {
+/// Points to be written. They are not sent through JSON, since they are what is large.
+///
+/// # Errors
+/// Where one has no id, or no payload that JSON can say.
+pub(super) fn upsert(points: Vec<pb::PointStruct>, how: How) -> Result<Upsert, Error> {
     let read = |(at, point): (usize, pb::PointStruct)| {
-        let id = typed_id(point.id).ok_or_else(|| format!("points[{at}].id"))?;
-        let payload = (!point.payload.is_empty()).then(|| payload(point.payload));
+        let id = typed_id(point.id).ok_or_else(|| no_id(at))?;
+        let payload = match point.payload {
+            fields if fields.is_empty() => None,
+            fields => Some(payload(fields, &format!("points[{at}].payload"))?),
+        };
         Ok(PointStruct { id, vector: vectors(point.vectors), payload })
     };
-    let points = points.into_iter().enumerate().map(read).collect::<Result<_, String>>()?;
+    let points = points.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
     Ok(Upsert::List { points, how })
 }
 
+fn no_id(at: usize) -> Error {
+    Error::invalid(format!("points[{at}].id"), "is missing")
+}
+
 /// Whether points that exist are replaced, and others made.
-pub(super) fn mode(mode: Option<i32>) -> Option<Mode> {
-    match pb::UpdateMode::try_from(mode?).ok()? {
-        pb::UpdateMode::Upsert => Some(Mode::Upsert),
-        pb::UpdateMode::InsertOnly => Some(Mode::InsertOnly),
-        pb::UpdateMode::UpdateOnly => Some(Mode::UpdateOnly),
+///
+/// # Errors
+/// Where it is something else.
+pub(super) fn mode(mode: Option<i32>) -> Result<Option<Mode>, Error> {
+    let Some(mode) = mode else { return Ok(None) };
+    match pb::UpdateMode::try_from(mode) {
+        Ok(pb::UpdateMode::Upsert) => Ok(Some(Mode::Upsert)),
+        Ok(pb::UpdateMode::InsertOnly) => Ok(Some(Mode::InsertOnly)),
+        Ok(pb::UpdateMode::UpdateOnly) => Ok(Some(Mode::UpdateOnly)),
+        Err(_) => Err(Error::invalid("update_mode", format!("is {mode}, which is not known here"))),
     }
 }
 
-/// Vectors to be written. `Err`: the place of a point without an id.
-pub(super) fn point_vectors(points: Vec<pb::PointVectors>) -> Result<Vec<PointVectors>, String> {
+/// Vectors to be written.
+///
+/// # Errors
+/// Where a point has no id.
+pub(super) fn point_vectors(points: Vec<pb::PointVectors>) -> Result<Vec<PointVectors>, Error> {
     let read = |(at, point): (usize, pb::PointVectors)| {
-        let id = typed_id(point.id).ok_or_else(|| format!("points[{at}].id"))?;
+        let id = typed_id(point.id).ok_or_else(|| no_id(at))?;
         Ok(PointVectors { id, vector: vectors(point.vectors) })
     };
     points.into_iter().enumerate().map(read).collect()
@@ -179,7 +224,7 @@ fn condition(condition: pb::Condition) -> Value {
         Some(ConditionOneOf::HasId(of)) => json!({"has_id": list(of.has_id, id)}),
         Some(ConditionOneOf::HasVector(of)) => json!({"has_vector": of.has_vector}),
         Some(ConditionOneOf::Nested(of)) => {
-            json!({"nested": {"key": of.key, "filter": filter(of.filter.unwrap_or_default())}})
+            json!({"nested": {"key": of.key, "filter": of.filter.map_or(Value::Null, filter)}})
         }
         Some(ConditionOneOf::Filter(of)) => filter(of),
         // A part of the points by their hashes, which is not supported.
@@ -191,7 +236,7 @@ fn field(of: pb::FieldCondition) -> Value {
     let bounds = |gt: Option<Value>, gte: Option<Value>, lt: Option<Value>, lte: Option<Value>| {
         object([("gt", gt), ("gte", gte), ("lt", lt), ("lte", lte)])
     };
-    let number = |value: Option<f64>| value.map(|value| json!(value));
+    let number = |value: Option<f64>| value.map(number);
     let count = |value: Option<u64>| value.map(|value| json!(value));
     let range = of.range.map(|range| bounds(number(range.gt), number(range.gte), number(range.lt), number(range.lte)));
     let datetimes = of.datetime_range.map(|range| {
@@ -228,7 +273,7 @@ fn field(of: pb::FieldCondition) -> Value {
 fn matching(of: pb::Match) -> Value {
     use pb::r#match::MatchValue;
     match of.match_value {
-        None => Value::Null,
+        None => json!({}),
         Some(MatchValue::Keyword(text)) => json!({"value": text}),
         Some(MatchValue::Integer(number)) => json!({"value": number}),
         Some(MatchValue::Boolean(flag)) => json!({"value": flag}),
@@ -253,9 +298,12 @@ fn ring(line: pb::GeoLineString) -> Value {
     json!({"points": list(line.points, |point| place(Some(point)))})
 }
 
-/// A time as text; one that no calendar has as null.
+/// A time as text; one that no calendar has as a text that is no time.
 fn instant(time: prost_types::Timestamp) -> Value {
-    jiff::Timestamp::new(time.seconds, time.nanos).map_or(Value::Null, |time| json!(time.to_string()))
+    match jiff::Timestamp::new(time.seconds, time.nanos) {
+        Ok(time) => json!(time.to_string()),
+        Err(_) => json!(format!("{} seconds and {} nanoseconds after 1970", time.seconds, time.nanos)),
+    }
 }
 
 /// Points by id or by filter; null without either.
@@ -320,13 +368,9 @@ fn lookup_from(location: Option<pb::LookupLocation>) -> Option<Value> {
 /// What to order by.
 pub(super) fn order_by(order: pb::OrderBy) -> Value {
     use pb::start_from::Value as From;
-    let direction = order.direction.map(|direction| match pb::Direction::try_from(direction) {
-        Ok(pb::Direction::Asc) => json!("asc"),
-        Ok(pb::Direction::Desc) => json!("desc"),
-        Err(_) => Value::Null,
-    });
+    let direction = order.direction.map(|direction| word(direction, pb::Direction::as_str_name));
     let start_from = order.start_from.and_then(|from| from.value).map(|from| match from {
-        From::Float(value) => json!(value),
+        From::Float(value) => number(value),
         From::Integer(value) => json!(value),
         From::Timestamp(time) => instant(time),
         From::Datetime(text) => json!(text),
@@ -350,7 +394,8 @@ fn pair(pair: pb::ContextInputPair) -> Value {
 fn query(query: pb::Query) -> Value {
     use pb::query::Variant;
     match query.variant {
-        None => Value::Null,
+        // Null would be no query, which lists points.
+        None => json!({}),
         Some(Variant::Nearest(input)) => json!({"nearest": example(Some(input))}),
         Some(Variant::Recommend(of)) => json!({"recommend": object([
             ("positive", Some(list(of.positive, |input| example(Some(input))))),
@@ -371,12 +416,12 @@ fn query(query: pb::Query) -> Value {
         Some(Variant::NearestWithMmr(of)) => json!({
             "nearest": example(of.nearest),
             "mmr": of.mmr.map_or(json!({}), |mmr| object([
-                ("diversity", mmr.diversity.map(|diversity| json!(diversity))),
+                ("diversity", mmr.diversity.map(single)),
                 ("candidates_limit", mmr.candidates_limit.map(|limit| json!(limit))),
             ])),
         }),
         Some(Variant::Rrf(of)) => json!({"rrf": object([
-            ("k", of.k.map(|k| json!(k))), ("weights", some_list(of.weights, |weight| json!(weight))),
+            ("k", of.k.map(|k| json!(k))), ("weights", some_list(of.weights, single)),
         ])}),
         Some(Variant::Formula(_)) => json!({"formula": {}}),
         Some(Variant::RelevanceFeedback(_)) => json!({"relevance_feedback": {}}),
@@ -391,7 +436,7 @@ fn prefetch(of: pb::PrefetchQuery) -> Value {
         ("using", of.using.map(|using| json!(using))),
         ("filter", of.filter.map(filter)),
         ("params", params(of.params)),
-        ("score_threshold", of.score_threshold.map(|least| json!(least))),
+        ("score_threshold", of.score_threshold.map(single)),
         ("limit", of.limit.map(|limit| json!(limit))),
         ("lookup_from", lookup_from(of.lookup_from)),
     ])
@@ -405,7 +450,7 @@ pub(super) fn query_points(of: pb::QueryPoints) -> Value {
         ("using", of.using.map(|using| json!(using))),
         ("filter", of.filter.map(filter)),
         ("params", params(of.params)),
-        ("score_threshold", of.score_threshold.map(|least| json!(least))),
+        ("score_threshold", of.score_threshold.map(single)),
         ("limit", of.limit.map(|limit| json!(limit))),
         ("offset", of.offset.map(|offset| json!(offset))),
         ("with_vector", with_vectors(of.with_vectors)),
@@ -464,7 +509,7 @@ pub(super) fn search(of: pb::SearchPoints) -> Value {
         ("using", of.vector_name.map(|name| json!(name))),
         ("filter", of.filter.map(filter)),
         ("params", params(of.params)),
-        ("score_threshold", of.score_threshold.map(|least| json!(least))),
+        ("score_threshold", of.score_threshold.map(single)),
         ("limit", Some(json!(of.limit))),
         ("offset", of.offset.map(|offset| json!(offset))),
         ("with_vector", with_vectors(of.with_vectors)),
@@ -508,7 +553,7 @@ pub(super) fn recommend(of: pb::RecommendPoints) -> Value {
         ("using", of.using.map(|using| json!(using))),
         ("filter", of.filter.map(filter)),
         ("params", params(of.params)),
-        ("score_threshold", of.score_threshold.map(|least| json!(least))),
+        ("score_threshold", of.score_threshold.map(single)),
         ("limit", Some(json!(of.limit))),
         ("offset", of.offset.map(|offset| json!(offset))),
         ("with_vector", with_vectors(of.with_vectors)),
@@ -605,11 +650,6 @@ pub(super) fn facet(of: pb::FacetCounts) -> Value {
     ])
 }
 
-/// The name of an enum's value as JSON has it, lower case.
-fn lower(name: &str) -> Value {
-    json!(name.to_lowercase())
-}
-
 fn quantization(config: pb::QuantizationConfig) -> Value {
     use pb::quantization_config::Quantization;
     match config.quantization {
@@ -632,7 +672,7 @@ fn vector_params(of: pb::VectorParams) -> Value {
         Ok(pb::Distance::UnknownDistance) | Err(_) => Value::Null,
         Ok(distance) => json!(distance.as_str_name()),
     };
-    let datatype = of.datatype.and_then(|kind| pb::Datatype::try_from(kind).ok());
+    let datatype = of.datatype.filter(|kind| *kind != pb::Datatype::Default as i32);
     #[allow(deprecated, reason = "clients send it")]
     object([
         ("size", Some(json!(of.size))),
@@ -640,16 +680,23 @@ fn vector_params(of: pb::VectorParams) -> Value {
         ("hnsw_config", of.hnsw_config.map(|config| plain::to_json(&config))),
         ("quantization_config", of.quantization_config.map(quantization)),
         ("on_disk", of.on_disk.map(Value::Bool)),
-        ("datatype", datatype.filter(|kind| *kind != pb::Datatype::Default).map(|kind| lower(kind.as_str_name()))),
-        ("multivector_config", of.multivector_config.map(|_| json!({"comparator": "max_sim"}))),
+        ("datatype", datatype.map(|kind| word(kind, pb::Datatype::as_str_name))),
+        ("multivector_config", of.multivector_config.map(multivector)),
     ])
 }
 
+fn multivector(of: pb::MultiVectorConfig) -> Value {
+    let comparator = match pb::MultiVectorComparator::try_from(of.comparator) {
+        Ok(pb::MultiVectorComparator::MaxSim) => json!("max_sim"),
+        Err(_) => json!(of.comparator),
+    };
+    json!({"comparator": comparator})
+}
+
 fn sparse_params(of: pb::SparseVectorParams) -> Value {
-    let modifier = of.modifier.and_then(|modifier| pb::Modifier::try_from(modifier).ok());
     object([
         ("index", of.index.map(|index| plain::to_json(&index))),
-        ("modifier", modifier.map(|modifier| lower(modifier.as_str_name()))),
+        ("modifier", of.modifier.map(|modifier| word(modifier, pb::Modifier::as_str_name))),
     ])
 }
 
@@ -658,15 +705,17 @@ fn named<T>(map: BTreeMap<String, T>, one: impl Fn(T) -> Value) -> Value {
 }
 
 /// A collection to be created.
-pub(super) fn create(of: pb::CreateCollection) -> Value {
+///
+/// # Errors
+/// Where its metadata has what JSON cannot say.
+pub(super) fn create(of: pb::CreateCollection) -> Result<Value, Error> {
     use pb::vectors_config::Config;
     let vectors = of.vectors_config.and_then(|config| config.config).map(|config| match config {
         Config::Params(one) => vector_params(one),
         Config::ParamsMap(map) => named(map.map, vector_params),
     });
-    let sharding = of.sharding_method.and_then(|method| pb::ShardingMethod::try_from(method).ok());
     #[allow(deprecated, reason = "clients send it")]
-    object([
+    Ok(object([
         ("vectors", vectors),
         ("sparse_vectors", of.sparse_vectors_config.map(|config| named(config.map, sparse_params))),
         ("hnsw_config", of.hnsw_config.map(|config| plain::to_json(&config))),
@@ -678,13 +727,16 @@ pub(super) fn create(of: pb::CreateCollection) -> Value {
         ("replication_factor", of.replication_factor.map(|count| json!(count))),
         ("write_consistency_factor", of.write_consistency_factor.map(|count| json!(count))),
         ("on_disk_payload", of.on_disk_payload.map(Value::Bool)),
-        ("sharding_method", sharding.map(|method| lower(method.as_str_name()))),
-        ("metadata", metadata(of.metadata)),
-    ])
+        ("sharding_method", of.sharding_method.map(|method| word(method, pb::ShardingMethod::as_str_name))),
+        ("metadata", metadata(of.metadata)?),
+    ]))
 }
 
 /// A collection to be changed.
-pub(super) fn update(of: pb::UpdateCollection) -> Value {
+///
+/// # Errors
+/// Where its metadata has what JSON cannot say.
+pub(super) fn update(of: pb::UpdateCollection) -> Result<Value, Error> {
     use pb::quantization_config_diff::Quantization as Diff;
     use pb::vectors_config_diff::Config;
     let quantized = |diff: pb::QuantizationConfigDiff| {
@@ -710,7 +762,7 @@ pub(super) fn update(of: pb::UpdateCollection) -> Value {
         Config::Params(one) => json!({"": vector(one)}),
         Config::ParamsMap(map) => named(map.map, vector),
     });
-    object([
+    Ok(object([
         ("vectors", vectors),
         ("sparse_vectors", of.sparse_vectors_config.map(|config| named(config.map, sparse_params))),
         ("hnsw_config", of.hnsw_config.map(|config| plain::to_json(&config))),
@@ -718,8 +770,8 @@ pub(super) fn update(of: pb::UpdateCollection) -> Value {
         ("params", of.params.map(|params| plain::to_json(&params))),
         ("quantization_config", of.quantization_config.map(quantized)),
         ("strict_mode_config", of.strict_mode_config.map(|config| plain::to_json(&config))),
-        ("metadata", metadata(of.metadata)),
-    ])
+        ("metadata", metadata(of.metadata)?),
+    ]))
 }
 
 /// An index to be created.
@@ -739,8 +791,8 @@ pub(super) fn create_index(of: pb::CreateFieldIndexCollection) -> Value {
         told["type"] = json!(kind);
         told
     });
-    let kind = of.field_type.and_then(|kind| pb::FieldType::try_from(kind).ok());
-    let kind = kind.map(|kind| lower(kind.as_str_name().trim_start_matches("FieldType")));
+    let name = |kind: &pb::FieldType| kind.as_str_name().trim_start_matches("FieldType");
+    let kind = of.field_type.map(|kind| word(kind, name));
     object([("field_name", Some(json!(of.field_name))), ("field_schema", parameters.or(kind))])
 }
 
