@@ -626,3 +626,23 @@ async fn over_grpc_what_cannot_be_said_in_json_is_refused_and_changes_nothing() 
     assert_eq!(running.found(json!({"must": [{"key": "n", "range": {"gte": 1}}]})).await, [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(running.found(json!({"must": [{"key": "kind", "range": {}}]})).await, [0_u64; 0], "a word is no number");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_lists_what_is_served() {
+    let running = start().await.with_things().await;
+    let (status, document) = running.json("GET", "/openapi.json", Value::Null).await;
+    assert_eq!((status, &document["openapi"]), (StatusCode::OK, &json!("3.1.0")));
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() > 25, "{} paths", paths.len());
+    for (path, entry) in paths {
+        for method in entry.as_object().unwrap().keys().filter(|key| *key != "parameters") {
+            // Names a collection that is not there, so that nothing is changed; a list is no body of any operation.
+            let asked = path.replace("{collection}", "missing").replace("{id}", "1").replace("{field}", "f");
+            let (status, _, answer) = running.send(&method.to_uppercase(), &asked, "[]").await;
+            let answer = String::from_utf8(answer.to_vec()).unwrap();
+            assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            assert!(!answer.contains("there is no /"), "{method} {path}: {answer}");
+            assert!(!status.is_server_error(), "{method} {path}: {answer}");
+        }
+    }
+}

@@ -68,7 +68,8 @@ enum Quantization {
     Word(#[allow(dead_code, reason = "read for its shape")] String),
 }
 
-#[derive(Debug)]
+#[derive(JsonSchema, Debug)]
+#[schemars(untagged)]
 enum VectorParams {
     One(OneVector),
     Named(BTreeMap<String, OneVector>),

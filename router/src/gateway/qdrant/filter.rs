@@ -96,11 +96,21 @@ enum Match {
         #[schemars(with = "Plain")]
         value: Scalar,
     },
-    Text { text: String },
-    TextAny { text_any: String },
-    Phrase { phrase: String },
-    Prefix { prefix: String },
-    Substring { substring: String },
+    Text {
+        text: String,
+    },
+    TextAny {
+        text_any: String,
+    },
+    Phrase {
+        phrase: String,
+    },
+    Prefix {
+        prefix: String,
+    },
+    Substring {
+        substring: String,
+    },
     Any {
         #[schemars(with = "Vec<Plain>")]
         any: Vec<Scalar>,

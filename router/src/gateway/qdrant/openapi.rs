@@ -119,14 +119,7 @@ impl Operations {
     }
 
     /// Adds an operation: serves it, and describes it. A path's first operation describes its parameters.
-    pub(super) fn on<H, T>(
-        mut self,
-        method: MethodFilter,
-        path: &str,
-        does: &str,
-        answers: Answers,
-        handler: H,
-    ) -> Self
+    pub(super) fn on<H, T>(mut self, method: MethodFilter, path: &str, does: &str, answers: Answers, handler: H) -> Self
     where
         H: Handler<T, Door>,
         T: Takes + 'static,
@@ -155,14 +148,17 @@ impl Operations {
     /// The routes, and the document.
     pub(super) fn finish(mut self, title: &str, version: &str) -> (Router<Door>, Value) {
         let mut schemas = self.schemas.take_definitions(true);
-        schemas.insert("Error".to_owned(), json!({
-            "type": "object",
-            "required": ["status", "time"],
-            "properties": {
-                "status": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-                "time": {"type": "number"},
-            },
-        }));
+        schemas.insert(
+            "Error".to_owned(),
+            json!({
+                "type": "object",
+                "required": ["status", "time"],
+                "properties": {
+                    "status": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+                    "time": {"type": "number"},
+                },
+            }),
+        );
         let document = json!({
             "openapi": "3.1.0",
             "info": {"title": title, "version": version},
@@ -281,8 +277,11 @@ mod tests {
         let mut ids = std::collections::BTreeSet::new();
         for (path, entry) in document["paths"].as_object().unwrap() {
             for (method, operation) in entry.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
-                assert!(ids.insert(operation["operationId"].clone()), "{method} {path}: its id is not its own");
-                assert!(method == "get" || method == "delete" || operation.get("requestBody").is_some(), "{method} {path}");
+                assert!(ids.insert(operation["operationId"].to_string()), "{method} {path}: its id is not its own");
+                assert!(
+                    method == "get" || method == "delete" || operation.get("requestBody").is_some(),
+                    "{method} {path}"
+                );
             }
         }
     }
