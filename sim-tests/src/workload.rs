@@ -361,9 +361,16 @@ impl Worker {
         let key = rng.random_range(0..self.load.keys);
         let document = DOCUMENTS + rng.random_range(0..self.load.documents.max(1));
         let fresh = value(self.number, step, 0);
+        if let Some(group) = self.history.deleting()
+            && rng.random_bool(0.5)
+        {
+            // Says whether the delete has come by already, and gives its next try something that it must not take.
+            let again = (0..).map(|item| value(self.number, step, item)).find(|value| group_of(*value) == group);
+            return self.write(&[(key, Op::Insert(again.unwrap_or(fresh)))]).await;
+        }
         match rng.random_range(0..100) {
             0..=19 => self.write(&[(key, Op::Put(fresh))]).await,
-            20..=26 => self.write(&[(key, Op::Insert(fresh))]).await,
+            20..=25 => self.write(&[(key, Op::Insert(fresh))]).await,
             27..=34 => {
                 let some = self.some_keys(rng, 2..=5);
                 let op = |(item, key): (u64, Key)| match rng.random_bool(0.2) {
@@ -392,7 +399,7 @@ impl Worker {
                 let delete = rng.random_bool(0.3);
                 self.compare_and_set(key, (!delete).then_some(fresh)).await;
             }
-            61 => self.delete_group(rng.random_range(0..GROUPS)).await,
+            26 | 61 => self.delete_group(rng.random_range(0..GROUPS)).await,
             62..=67 if self.load.documents > 0 => {
                 let delete = rng.random_bool(0.25);
                 let op = if delete { Op::DeleteDocument } else { Op::PutDocument(fresh) };
@@ -949,11 +956,11 @@ fn precondition(kind: wire::precondition::Kind) -> wire::Precondition {
 }
 
 /// How many ways there are to say that a point is in a group.
-const WAYS: u64 = 12;
+const WAYS: u64 = 16;
 
 /// That a point is in the group, said in one of several ways, over indexed fields and others.
 fn in_group(group: Group, way: u64) -> wire::Filter {
-    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested};
+    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested, StartsWith, WantedWords, Words};
     use wire::scalar::Value as Of;
     let scalar = |value: Of| wire::Scalar { value: Some(value) };
     let integer = |value: u64| scalar(Of::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
@@ -962,6 +969,9 @@ fn in_group(group: Group, way: u64) -> wire::Filter {
     let equals = |path: &str, value| filter(Kind::Equals(Equals { path: path.to_owned(), value: Some(value) }));
     let list = |filters: Vec<wire::Filter>| List { filters };
     let range = |path: &str, range| InRange { path: path.to_owned(), range: Some(range) };
+    let words = |text: String, wanted: WantedWords| {
+        filter(Kind::Words(Words { path: "words".to_owned(), text, wanted: wanted.into() }))
+    };
     let others = || (0..GROUPS).filter(move |other| *other != group);
     let (is_group, is_kind) = (equals("group", integer(group)), equals("kind", text(kind(group))));
     match way % WAYS {
@@ -1002,6 +1012,10 @@ fn in_group(group: Group, way: u64) -> wire::Filter {
             let inner = Some(Box::new(equals("n", integer(group))));
             filter(Kind::Nested(Box::new(Nested { path: "parts".to_owned(), filter: inner })))
         }
+        11 => filter(Kind::StartsWith(StartsWith { path: "kind".to_owned(), text: kind(group) })),
+        12 => words(format!("here {}", kind(group).to_uppercase()), WantedWords::All),
+        13 => words(format!("nowhere {}", kind(group)), WantedWords::Any),
+        14 => words(format!("Some {}", kind(group)), WantedWords::Phrase),
         _ => {
             let count = Some(integer(group + 1));
             filter(Kind::ValuesCount(range(
