@@ -34,6 +34,7 @@ pub struct RouterBuilder {
     embedder: Option<Arc<dyn Embedder>>,
     generator: Option<Arc<dyn Generator>>,
     compute: Compute,
+    clock: Clock,
 }
 
 /// Why a router does not start or stopped.
@@ -59,7 +60,21 @@ pub enum RouterError {
 impl RouterBuilder {
     /// A router with these settings, TCP, a random seed, and what ships for embedding and generating.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, dial: None, seed: None, embedder: None, generator: None, compute: Compute::Pool }
+        Self {
+            settings,
+            dial: None,
+            seed: None,
+            embedder: None,
+            generator: None,
+            compute: Compute::Pool,
+            clock: Clock::system(),
+        }
+    }
+
+    /// Reads wall time from this. Sessions with shards say when they began.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// Reaches nodes this way.
@@ -123,8 +138,8 @@ impl RouterBuilder {
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
-        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute);
-        Ok(Router { native: Native::new(pipeline), _watch: watch })
+        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute, self.clock.clone());
+        Ok(Router { native: Native::new(pipeline), clock: self.clock, _watch: watch })
     }
 
     /// Starts, and serves `incoming` connections until `shutdown` is done; requests under way are finished.
@@ -145,6 +160,7 @@ impl RouterBuilder {
 #[derive(Clone)]
 pub struct Router {
     native: Native,
+    clock: Clock,
     _watch: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -186,7 +202,7 @@ impl Router {
 
     /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
     pub fn rest(&self) -> axum::Router {
-        let openai = crate::gateway::openai::app(self.pipeline().clone(), Clock::system());
+        let openai = crate::gateway::openai::app(self.pipeline().clone(), self.clock.clone());
         crate::gateway::qdrant::app(self.pipeline().clone()).nest("/v1", openai)
     }
 

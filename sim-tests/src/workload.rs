@@ -8,20 +8,25 @@ use std::time::Duration;
 
 use nearring_client::write::{DocumentText, PayloadChange};
 use nearring_client::{Client, Error, ErrorKind};
+use nearring_proto::WIRE_FORMAT;
 use nearring_proto::ids::{PointId, ShardId};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::ReadLevel;
 use nearring_proto::vector::{SparseVector, Vector};
+use nearring_proto::wire::nearring_client::NearringClient;
 use nearring_proto::wire::{self, point_outcome, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use tonic::transport::Channel;
 
 use crate::history::{At, Found, History, Kind, Look};
 use crate::model::{DOCUMENTS, GROUPS, Group, Key, Op, Outcome, Seen, Value, group_of};
 
 /// The collection that the clients use.
 pub const COLLECTION: &str = "points";
+/// How long a client without the SDK waits.
+const BARE_WITHIN: Duration = Duration::from_secs(8);
 /// Components of a point's vector.
 const DIMENSION: usize = 8;
 /// The named vector of documents.
@@ -325,6 +330,8 @@ pub struct Worker {
     pub seed: u64,
     /// Its SDK.
     pub client: Client,
+    /// The router without the SDK: neither numbers nor repeats.
+    pub bare: NearringClient<Channel>,
     /// How much is done.
     pub load: Load,
     /// Where keys live.
@@ -335,6 +342,14 @@ pub struct Worker {
     pub skipped: BTreeSet<u64>,
     /// Nodes of the cluster.
     pub nodes: u64,
+}
+
+/// Sends once, without a number, as clients of other protocols do.
+async fn once<A>(call: impl Future<Output = Result<tonic::Response<A>, tonic::Status>>) -> Result<A, Error> {
+    match tokio::time::timeout(BARE_WITHIN, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner).map_err(Error::from),
+        Err(_) => Err(tonic::Status::deadline_exceeded("no answer").into()),
+    }
 }
 
 /// Every value is written once.
@@ -483,10 +498,22 @@ impl Worker {
         let asked = self.history.ask(self.number, operations);
         let ids: Vec<wire::PointId> = operations.iter().map(|(key, _)| id_of(*key).into()).collect();
         let if_version = || version.map(|version| precondition(wire::precondition::Kind::IfVersion(version)));
+        let bare = asked.at.is_multiple_of(4);
         let reply = match first {
             Op::Put(_) | Op::Insert(_) | Op::Swap(..) => {
-                let upserts = operations.iter().map(|(key, op)| self.upsert(*key, *op, if_version())).collect();
-                self.client.upsert(COLLECTION, upserts).await
+                let points = operations.iter().map(|(key, op)| self.upsert(*key, *op, if_version())).collect();
+                match bare {
+                    false => self.client.upsert(COLLECTION, points).await,
+                    true => {
+                        let request = wire::UpsertRequest {
+                            format: WIRE_FORMAT,
+                            collection: COLLECTION.to_owned(),
+                            points,
+                            ..Default::default()
+                        };
+                        once(self.bare.clone().upsert(request)).await
+                    }
+                }
             }
             Op::Mark(mark) => {
                 let payload_json = format!("{{\"mark\":{mark}}}").into_bytes();
@@ -504,6 +531,15 @@ impl Worker {
                 let mode = wire::PayloadMode::DeleteKeys;
                 let change = PayloadChange { ids, payload_json, mode, precondition: None };
                 self.client.set_payload(COLLECTION, change).await
+            }
+            Op::Delete if bare => {
+                let request = wire::DeleteRequest {
+                    format: WIRE_FORMAT,
+                    collection: COLLECTION.to_owned(),
+                    ids,
+                    ..Default::default()
+                };
+                once(self.bare.clone().delete(request)).await
             }
             Op::Delete => self.client.delete(COLLECTION, ids).await,
             Op::DeleteIf(_) => self.client.delete_if(COLLECTION, ids, if_version()).await,
