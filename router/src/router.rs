@@ -200,10 +200,14 @@ impl Router {
         Ok((grpc::add_to(routes, self.pipeline().clone()), health))
     }
 
-    /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
+    /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, under `/v1` that of OpenAI's, and under
+    /// `/ui` a page, with what it asks under `/nearring`.
     pub fn rest(&self) -> axum::Router {
         let openai = crate::gateway::openai::app(self.pipeline().clone(), self.clock.clone());
-        crate::gateway::qdrant::app(self.pipeline().clone()).nest("/v1", openai)
+        crate::gateway::qdrant::app(self.pipeline().clone())
+            .nest("/v1", openai)
+            .merge(crate::gateway::console::app(self.pipeline().clone()))
+            .merge(crate::gateway::ui::app())
     }
 
     /// Serves [`Router::rest`] on a listener until `shutdown` is done; requests under way are finished.

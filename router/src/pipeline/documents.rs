@@ -123,6 +123,14 @@ impl Pipeline {
         })
     }
 
+    /// What questions of a collection are searched by: the name of the collection's vector, and what embeds them.
+    ///
+    /// # Errors
+    /// [`Kind::Precondition`] saying what is missing.
+    pub fn question_embedder(&self, spec: &CollectionSpec) -> Result<(String, Arc<dyn Embedder>), Error> {
+        self.answering(spec).map(|answering| (answering.vector, answering.embedder))
+    }
+
     /// The collections of which questions can be asked, by name.
     ///
     /// # Errors

@@ -32,12 +32,12 @@ use crate::plan::ReadOptions;
 
 mod collections;
 pub mod copy;
-mod filter;
+pub(super) mod filter;
 mod groups;
 pub mod grpc;
 mod points;
 mod query;
-mod values;
+pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
 pub const VERSION: &str = "1.20.0";
