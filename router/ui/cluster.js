@@ -59,7 +59,7 @@ export function cluster(body) {
   };
 }
 
-const SERIOUS = ["no_leader", "node_out", "disk"];
+const SERIOUS = ["no_leader", "no_majority", "node_out", "disk"];
 
 function verdict({ problems, nodes: all, shards: groups }) {
   if (problems.length === 0) {
@@ -70,13 +70,15 @@ function verdict({ problems, nodes: all, shards: groups }) {
   const serious = problems.some((problem) => SERIOUS.includes(problem.kind));
   const out = problems.filter((problem) => problem.kind === "node_out").length;
   const headless = problems.filter((problem) => problem.kind === "no_leader").length;
+  const alone = problems.filter((problem) => problem.kind === "no_majority").length;
   const head = [
     out > 0 && `${count(out, "node is", "nodes are")} out of reach.`,
-    headless > 0 && `${count(headless, "shard has", "shards have")} no leader.`,
-    out > 0 && headless === 0 && "Every shard still has a leader: reads and writes go on.",
+    headless > 0 && `${count(headless, "group has", "groups have")} no leader.`,
+    alone > 0 && `${count(alone, "group has", "groups have")} no majority.`,
+    out > 0 && headless + alone === 0 && "Every shard still has a leader: reads and writes go on.",
   ].filter(Boolean).join(" ");
   const list = h("ul", {}, problems.map((problem) => h("li", { "data-kind": problem.kind }, problem.text)));
-  return [notice(headless > 0 || serious ? "bad" : "warn", head && h("strong", {}, head), list)];
+  return [notice(serious ? "bad" : "warn", head && h("strong", {}, head), list)];
 }
 
 function summary({ nodes: all, shards: groups }) {
@@ -84,10 +86,10 @@ function summary({ nodes: all, shards: groups }) {
   const points = data.reduce((sum, group) => sum + Math.max(0, ...group.replicas.map((one) => Number(one.points ?? 0))), 0);
   const tile = (label, value, tone = "") => h("div", { class: `tile ${tone}` }, h("dt", {}, label), h("dd", {}, value));
   const up = all.filter((node) => node.reachable).length;
-  const led = groups.filter((group) => group.leader !== null).length;
+  const led = groups.filter((group) => group.leader !== null && group.majority).length;
   return h("dl", { class: "tiles" },
     tile("Nodes up", `${up} of ${all.length}`, up === all.length ? "good" : "bad"),
-    tile("Groups with a leader", `${led} of ${groups.length}`, led === groups.length ? "good" : "bad"),
+    tile("Groups that take writes", `${led} of ${groups.length}`, led === groups.length ? "good" : "bad"),
     tile("Collections", number(new Set(data.map((group) => group.collection)).size)),
     tile("Points", number(points)));
 }
@@ -120,7 +122,8 @@ function shards(status) {
       status.nodes.map((node) => h("th", { scope: "col" }, `Node ${node.node}`)));
     const rows = groups.map((group) => h("tr", { "data-shard": group.shard },
       h("th", { scope: "row" }, name === null ? "meta" : `Shard ${group.shard}`,
-        group.state === "creating" ? badge("warn", "being created") : group.leader === null && badge("bad", "no leader")),
+        group.state === "creating" ? badge("warn", "being created") 
+          : group.leader === null ? badge("bad", "no leader") : !group.majority && badge("bad", "no majority")),
       status.nodes.map((node) => cell(group, node))));
     return h("section", { class: "shards" },
       h("h2", {}, name === null ? title : h("a", { href: `#collections/${encodeURIComponent(name)}` }, title)), h("p", { class: "hint" }, about),

@@ -105,9 +105,9 @@ async function form(body, wanted, like, signal) {
     }
   };
   fill(body, h("form", { class: "card form", onsubmit: submit, novalidate: true },
-    field("Collection", select),
+    h("div", { class: "pair" }, field("Collection", select), field("Hits", limit)),
     h("fieldset", { class: "modes" }, h("legend", {}, "Search"), radios.map(([radio, label]) => h("span", {}, radio, label))),
-    Object.values(boxes), usingBox, filterBox, field("Hits", limit),
+    Object.values(boxes), usingBox, filterBox,
     h("button", { type: "submit", class: "main" }, "Search")), result);
   const first = like !== null ? "id" : current().text === null ? "vector" : "text";
   radios.find(([radio]) => radio.value === first)[0].checked = true;
@@ -129,7 +129,7 @@ function readId(given) {
 /** The first text under one of these names. */
 function firstText(payload, names) {
   const found = names.find((name) => typeof payload[name] === "string" && payload[name].trim() !== "");
-  return found === undefined ? null : payload[found];
+  return found === undefined ? null : payload[found].replace(/\s+/g, " ").trim();
 }
 
 const MEANING = {

@@ -45,6 +45,9 @@ def until_ready(url, processes):
 def run(command):
     """The exit status of the command, or 1 where a process panicked."""
     beside = pathlib.Path(os.environ["NEARRING"]).resolve().parent
+    missing = [name for name in ("nearring-node", "nearring-router") if not (beside / name).exists()]
+    if missing:
+        sys.exit(f"{' and '.join(missing)} must lie beside {os.environ['NEARRING']}")
     with tempfile.TemporaryDirectory(prefix="nearring-suite-") as folder:
         folder = pathlib.Path(folder)
         base = free_port_base()

@@ -94,6 +94,23 @@ impl Group<'_> {
         };
         self.replicas.iter().filter_map(leads).max().map(|(_, node)| node)
     }
+
+    /// How many of its voters are there, and how many there are. A leader that has lost its followers may lead on in its own
+    /// eyes, but nothing that it is given is committed.
+    fn voters(&self) -> (usize, usize) {
+        // Whoever is behind may not know of a change of members.
+        let newest = self.replicas.values().flatten().max_by_key(|replica| (replica.term, replica.applied_index));
+        let voters: BTreeSet<u64> = newest.into_iter().flat_map(|replica| replica.voters.iter().copied()).collect();
+        let there =
+            |node: &&u64| self.replicas.get(node).is_some_and(|one| one.is_some_and(|one| one.role != "stopped"));
+        (voters.iter().filter(there).count(), voters.len())
+    }
+
+    /// Whether a majority of its voters is there.
+    fn has_majority(&self) -> bool {
+        let (there, all) = self.voters();
+        there * 2 > all
+    }
 }
 
 /// The meta group, then every shard by collection and number.
@@ -144,7 +161,7 @@ fn cluster_json(status: &ClusterStatus) -> Value {
         json!({
             "shard": group.shard, "kind": if group.shard == META { "meta" } else { "data" },
             "collection": group.collection, "state": if group.creating { "creating" } else { "active" },
-            "leader": group.leader(), "replicas": replicas,
+            "leader": group.leader(), "majority": group.has_majority(), "replicas": replicas,
         })
     };
     json!({
@@ -183,6 +200,12 @@ fn problems(status: &ClusterStatus, groups: &[Group<'_>]) -> Vec<Value> {
         let cannot = if group.shard == META { "changes of collections wait" } else { "it takes no writes" };
         let text = format!("{} has no leader: {cannot} until a majority of its replicas elects one", group.name);
         problems.push(json!({"kind": "no_leader", "shard": group.shard, "text": text}));
+    }
+    for group in groups.iter().filter(|group| !group.creating && group.leader().is_some() && !group.has_majority()) {
+        let cannot = if group.shard == META { "changes of collections wait" } else { "it takes no writes" };
+        let (name, (there, all)) = (&group.name, group.voters());
+        let text = format!("{name} has {there} of {all} replicas: {cannot} until a majority is back");
+        problems.push(json!({"kind": "no_majority", "shard": group.shard, "text": text}));
     }
     for node in status.nodes.iter().filter(|node| !node.reachable) {
         let text = format!("node {} at {} is out of reach: {}", node.node, node.address, node.error);
@@ -437,6 +460,8 @@ mod tests {
         });
         let told = cluster_json(&headless);
         assert_eq!(kinds(&told), ["no_leader", "node_out", "replica"]);
+        let majorities: Vec<_> = told["shards"].as_array().unwrap().iter().map(|group| &group["majority"]).collect();
+        assert_eq!(majorities, [&json!(true), &json!(false)]);
         let text = told["problems"][0]["text"].as_str().unwrap();
         assert!(text.starts_with(&format!("shard {shard} of books has no leader: it takes no writes")), "{text}");
         assert_eq!(told["problems"][2]["text"], format!("the replica of shard {shard} of books on node 3 is missing"));
@@ -450,6 +475,23 @@ mod tests {
         });
         let told = cluster_json(&two);
         assert_eq!((kinds(&told), &told["shards"][1]["leader"]), (vec![], &json!(3)));
+    }
+
+    #[test]
+    fn a_leader_without_a_majority_is_told() {
+        let (alone, shard) = status(|shard| {
+            nodes([
+                (1, true, vec![replica(META, 1, "leader", 2), replica(shard, 1, "leader", 4)]),
+                (2, false, vec![]),
+                (3, true, vec![replica(META, 3, "follower", 2), replica(shard, 3, "stopped", 4)]),
+            ])
+        });
+        let told = cluster_json(&alone);
+        assert_eq!(kinds(&told), ["no_majority", "node_out", "replica"]);
+        let expected =
+            format!("shard {shard} of books has 1 of 3 replicas: it takes no writes until a majority is back");
+        assert_eq!(told["problems"][0]["text"], expected);
+        assert_eq!((&told["shards"][1]["leader"], &told["shards"][1]["majority"]), (&json!(1), &json!(false)));
     }
 
     #[test]
