@@ -11,14 +11,15 @@ use nearring_client::{Client, Error, ErrorKind};
 use nearring_proto::WIRE_FORMAT;
 use nearring_proto::ids::{PointId, ShardId};
 use nearring_proto::placement::ring::HomeRing;
-use nearring_proto::position::ReadLevel;
+use nearring_proto::position::{Position, ReadLevel, ReadToken};
 use nearring_proto::vector::{SparseVector, Vector};
 use nearring_proto::wire::nearring_client::NearringClient;
-use nearring_proto::wire::{self, point_outcome, shard_coverage};
+use nearring_proto::wire::{self, WriteReply, point_outcome, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use crate::history::{At, Found, History, Kind, Look};
 use crate::model::{DOCUMENTS, GROUPS, Group, Key, Op, Outcome, Seen, Value, group_of};
@@ -344,14 +345,6 @@ pub struct Worker {
     pub nodes: u64,
 }
 
-/// Sends once, without a number, as clients of other protocols do.
-async fn once<A>(call: impl Future<Output = Result<tonic::Response<A>, tonic::Status>>) -> Result<A, Error> {
-    match tokio::time::timeout(BARE_WITHIN, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner).map_err(Error::from),
-        Err(_) => Err(tonic::Status::deadline_exceeded("no answer").into()),
-    }
-}
-
 /// Every value is written once.
 fn value(client: u64, step: u64, item: u64) -> Value {
     1 + (client * 1_000 + step) * 8 + item
@@ -511,7 +504,7 @@ impl Worker {
                             points,
                             ..Default::default()
                         };
-                        once(self.bare.clone().upsert(request)).await
+                        self.once(self.bare.clone().upsert(request)).await
                     }
                 }
             }
@@ -539,7 +532,7 @@ impl Worker {
                     ids,
                     ..Default::default()
                 };
-                once(self.bare.clone().delete(request)).await
+                self.once(self.bare.clone().delete(request)).await
             }
             Op::Delete => self.client.delete(COLLECTION, ids).await,
             Op::DeleteIf(_) => self.client.delete_if(COLLECTION, ids, if_version()).await,
@@ -553,6 +546,19 @@ impl Worker {
             }
         };
         self.history.answer(asked, &outcomes);
+    }
+
+    /// Sends once, without a number, as clients of other protocols do. What the answer names counts as seen.
+    async fn once(
+        &self,
+        call: impl Future<Output = Result<Response<WriteReply>, Status>>,
+    ) -> Result<WriteReply, Error> {
+        let answer = tokio::time::timeout(BARE_WITHIN, call).await;
+        let reply = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))?.into_inner();
+        let token: ReadToken =
+            reply.positions.iter().map(|at| Position { shard: ShardId(at.shard), index: at.index }).collect();
+        self.client.observe_token(COLLECTION, &token);
+        Ok(reply)
     }
 
     fn upsert(&self, key: Key, op: Op, if_version: Option<wire::Precondition>) -> wire::UpsertPoint {
@@ -572,7 +578,7 @@ impl Worker {
     }
 
     /// What a reply says of every operation of its request.
-    fn point_outcomes(&self, operations: &[(Key, Op)], reply: &wire::WriteReply) -> Vec<(Outcome, Option<u64>)> {
+    fn point_outcomes(&self, operations: &[(Key, Op)], reply: &WriteReply) -> Vec<(Outcome, Option<u64>)> {
         let positions: BTreeMap<u64, u64> = reply.positions.iter().map(|at| (at.shard, at.index)).collect();
         let mut outcomes = Vec::with_capacity(operations.len());
         for (place, (key, op)) in (0_u32..).zip(operations) {
