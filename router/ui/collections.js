@@ -22,8 +22,9 @@ const green = (info) => (info.status === "green"
 /** A vector's settings on one line. */
 export function vectorText(vector) {
   const name = vector.name === "" ? "" : `${vector.name}: `;
-  const size = vector.dimension === null ? "" : `${number(vector.dimension)} × `;
-  return `${name}${vector.kind === "dense" ? "" : `${vector.kind} `}${size}${vector.metric}`;
+  const size = vector.dimension === null ? [] : [count(vector.dimension, "dimension")];
+  const kind = vector.kind === "dense" ? [] : [vector.kind];
+  return `${name}${[...kind, ...size, vector.metric].join(", ")}`;
 }
 
 async function all(body, signal) {

@@ -142,9 +142,9 @@ test("collections are listed with their points, vectors and status", async () =>
   assert.ok(result.points_count > 248);
   const text = await sample.innerText();
   assert.ok(text.includes(result.points_count.toLocaleString("en-US")), text);
-  assert.match(text, /256 × cosine/);
+  assert.match(text, /256 dimensions, cosine/);
   assert.match(text, /static256/);
-  assert.match(await page.locator('tr[data-collection="hostile"]').innerText(), /4 × cosine[\s\S]*no/);
+  assert.match(await page.locator('tr[data-collection="hostile"]').innerText(), /4 dimensions, cosine[\s\S]*no/);
   await look("collections", "collections", (shown) => shown.locator(".badge").nth(1).waitFor());
 });
 
@@ -332,6 +332,26 @@ test("a node that is killed takes shards without other replicas along: the page 
   await page.getByRole("searchbox", { name: "Text" }).fill("a trap for intruders");
   await page.keyboard.press("Enter");
   await page.locator(".coverage").getByText("complete", { exact: true }).waitFor();
+});
+
+test("two of three nodes out: whatever the last one says of itself, no group of three is said to take writes", async () => {
+  process.kill(pids[1], "SIGSTOP");
+  try {
+    await visit("cluster");
+    await page.getByText("2 nodes are out of reach.").waitFor({ timeout: 20_000 });
+    const { shards } = await call("GET", "/nearring/cluster");
+    const three = shards.filter((group) => group.replicas.length === 3);
+    assert.ok(three.length >= 6);
+    for (const group of three) {
+      const row = page.locator(`tr[data-shard="${group.shard}"] th`);
+      await row.getByText(/^no (leader|majority)$/).waitFor();
+    }
+    assert.equal(await page.getByText(GOES_ON).count(), 0);
+    await look("no-majority", "cluster", (shown) => shown.getByText("2 nodes are out of reach.").waitFor({ timeout: 20_000 }));
+  } finally {
+    process.kill(pids[1], "SIGCONT");
+  }
+  await page.getByText("1 node is out of reach.").waitFor({ timeout: 40_000 });
 });
 
 test("the browser had nothing to complain of, and no other host was asked", () => {
