@@ -59,6 +59,8 @@ export function cluster(body) {
   };
 }
 
+/** The most problems that are listed; the worst come first. */
+const PROBLEMS = 20;
 const SERIOUS = ["no_leader", "no_majority", "node_out", "disk"];
 
 function verdict({ problems, nodes: all, shards: groups }) {
@@ -77,13 +79,16 @@ function verdict({ problems, nodes: all, shards: groups }) {
     alone > 0 && `${count(alone, "group has", "groups have")} no majority.`,
     out > 0 && headless + alone === 0 && "Every shard still has a leader: reads and writes go on.",
   ].filter(Boolean).join(" ");
-  const list = h("ul", {}, problems.map((problem) => h("li", { "data-kind": problem.kind }, problem.text)));
+  const more = problems.length - PROBLEMS;
+  const list = h("ul", {}, problems.slice(0, PROBLEMS).map((problem) => h("li", { "data-kind": problem.kind }, problem.text)),
+    more > 0 && h("li", {}, `and ${number(more)} more: the map shows them`));
   return [notice(serious ? "bad" : "warn", head && h("strong", {}, head), list)];
 }
 
 function summary({ nodes: all, shards: groups }) {
   const data = groups.filter((group) => group.kind === "data");
   const points = data.reduce((sum, group) => sum + Math.max(0, ...group.replicas.map((one) => Number(one.points ?? 0))), 0);
+  const silent = data.some((group) => !group.replicas.some((one) => one.reported));
   const tile = (label, value, tone = "") => h("div", { class: `tile ${tone}` }, h("dt", {}, label), h("dd", {}, value));
   const up = all.filter((node) => node.reachable).length;
   const led = groups.filter((group) => group.leader !== null && group.majority).length;
@@ -91,7 +96,7 @@ function summary({ nodes: all, shards: groups }) {
     tile("Nodes up", `${up} of ${all.length}`, up === all.length ? "good" : "bad"),
     tile("Groups that take writes", `${led} of ${groups.length}`, led === groups.length ? "good" : "bad"),
     tile("Collections", number(new Set(data.map((group) => group.collection)).size)),
-    tile("Points", number(points)));
+    tile("Points", silent ? `${number(points)} or more` : number(points)));
 }
 
 function nodes({ nodes: all, shards: groups }) {
