@@ -23,7 +23,8 @@ impl Health {
                 .map_err(|error| Failure::new(format!("{server}: {error}; give host:port")))?;
             let channel = endpoint.connect().await.map_err(|error| Failure::new(format!("{server}: {error}")))?;
             let reply = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-            Ok(reply.map_err(|status| Failure::new(format!("{server}: {}", status.message())))?.into_inner().status())
+            let failed = |status: tonic::Status| Failure::new(format!("{server}: {}", status.message()));
+            Ok::<_, Failure>(reply.map_err(failed)?.into_inner().status())
         };
         let late = |_| Failure::new(format!("{server}: no answer within {} ms", within.as_millis()));
         let status = tokio::time::timeout(within, asked).await.map_err(late)??;
