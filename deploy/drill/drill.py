@@ -3,7 +3,8 @@
     sudo python3 deploy/drill/drill.py                    # hosts are network namespaces (iproute2)
     sudo python3 deploy/drill/drill.py --containers       # hosts are the containers of `docker compose up`
 
-One node after the other is killed, paused, cut off both ways, cut off one way and the other, and told to stop; then the router.
+Nodes are killed, paused, cut off both ways, cut off one way and the other: each time the one that leads most shards. Then all are
+told to stop in turn, and then the router.
 Meanwhile run a client on the Rust SDK and Qdrant's Python client over REST and over gRPC, which sends nothing again. Prints for
 each fault the longest time in which a client got no write through, and its errors. Ends with 1 where anything acknowledged is
 lost or undone, where a client saw an error while one node was out, or where the cluster did not heal.
@@ -265,21 +266,37 @@ def healed(hosts, within=90):
     raise RuntimeError(f"the cluster has not healed within {within} s: {hosts.tool('cluster', 'status').stderr}")
 
 
-def faults(hosts, lasting):
+def leads_most(hosts):
+    status = json.loads(hosts.tool("--json", "cluster", "status", "--all-nodes").stdout)
+    leads = {node["node"]: sum(replica["role"] == "leader" for replica in node["replicas"]) for node in status["nodes"]}
+    node = max(leads, key=leads.get)
+    return f"node{node}", leads[node]
+
+
+def faults(hosts, rounds):
     """Name, the host, what breaks it and what mends it."""
+    kinds = [
+        ("killed", hosts.kill, hosts.start),
+        ("paused", hosts.pause, hosts.resume),
+        ("cut off", hosts.cut_off, lambda _: hosts.mend()),
+        ("sends to nobody", lambda host: hosts.cut_off(host, receives=False), lambda _: hosts.mend()),
+        ("hears nobody", lambda host: hosts.cut_off(host, sends=False), lambda _: hosts.mend()),
+        ("not heard by the router", lambda host: hosts.lose(host, "router"), lambda _: hosts.mend()),
+    ]
+    for _ in range(rounds):
+        for what, breaks, mends in kinds:
+            host, leads = leads_most(hosts)
+            yield f"{host}, leads {leads}, {what}", host, breaks, mends
+
     def stopped(host):
         code = hosts.stop(host)
         if code != 0:
             raise RuntimeError(f"{host}, told to stop, ended with {code}")
 
     for host in NODES:
-        yield f"{host} killed", host, lambda: hosts.kill(host), lambda: hosts.start(host)
-        yield f"{host} paused", host, lambda: hosts.pause(host), lambda: hosts.resume(host)
-        yield f"{host} cut off", host, lambda: hosts.cut_off(host), hosts.mend
-        yield f"{host} sends to nobody", host, lambda: hosts.cut_off(host, receives=False), hosts.mend
-        yield f"{host} hears nobody", host, lambda: hosts.cut_off(host, sends=False), hosts.mend
-        yield f"{host} told to stop", host, lambda: stopped(host), lambda: hosts.start(host)
-    yield "router told to stop", "router", lambda: stopped("router"), lambda: hosts.start("router")
+        leads = f"{host}, leads {leads_most(hosts)[1]}" if leads_most(hosts)[0] == host else host
+        yield f"{leads}, told to stop", host, stopped, hosts.start
+    yield "router told to stop", "router", stopped, hosts.start
 
 
 def drill(hosts, arguments):
@@ -289,11 +306,11 @@ def drill(hosts, arguments):
     failed = []
     print("| fault | healed after | " + " | ".join(f"{CLIENTS[c.kind]}: stall, operations, errors" for c in clients) + " |")
     print("|---|---|" + "---|" * len(clients), flush=True)
-    for name, host, breaks, mends in faults(hosts, arguments.seconds):
+    for name, host, breaks, mends in faults(hosts, arguments.rounds):
         begin = time.time()
-        breaks()
+        breaks(host)
         time.sleep(arguments.seconds)
-        mends()
+        mends(host)
         took = healed(hosts)
         time.sleep(1.5)
         end = time.time()
@@ -325,6 +342,7 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has qdrant-client")
     parser.add_argument("--clients", default=",".join(CLIENTS), help="some of: %(default)s")
     parser.add_argument("--seconds", type=float, default=6, help="how long a fault lasts")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each kind of fault")
     parser.add_argument("--keep", action="store_true", help="leave hosts and logs as they are at the end")
     arguments = parser.parse_args()
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

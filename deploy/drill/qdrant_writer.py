@@ -72,7 +72,15 @@ class Writer(threading.Thread):
         self.client.query_points(self.collection, vector(new), query_filter=mine, limit=5)
 
     def check(self):
-        found = {record.id: record.payload["value"] for record in self.client.retrieve(self.collection, list(self.may))}
+        for patience in range(60, -1, -1):
+            try:
+                records = self.client.retrieve(self.collection, list(self.may))
+                break
+            except Exception:  # gRPC waits for a while before it tries a router again that was away
+                if patience == 0:
+                    raise
+                time.sleep(0.5)
+        found = {record.id: record.payload["value"] for record in records}
         wrong = [(point, found.get(point, GONE), sorted(may, key=str)) for point, may in self.may.items()
                  if found.get(point, GONE) not in may]
         return [f"point {point} is {value}, must be one of {may}" for point, value, may in wrong]
