@@ -11,7 +11,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 FROM debian:bookworm-slim
 # The programs need libc, libstdc++ and nothing else. A volume mounted on /data takes its owner from here.
 RUN apt-get update && apt-get install --yes --no-install-recommends libstdc++6 && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home nearring && install --directory --owner nearring /data
+    && useradd --uid 10001 --no-create-home nearring && install --directory --owner nearring /data
 COPY --from=build /usr/local/bin/nearring-node /usr/local/bin/nearring-router /usr/local/bin/nearring /usr/local/bin/
 USER nearring
 VOLUME /data

@@ -302,7 +302,11 @@ def faults(hosts, rounds):
 def drill(hosts, arguments):
     print(f"up after {healed(hosts):.1f} s", flush=True)
     clients = [Client(kind, hosts, arguments) for kind in arguments.clients.split(",")]
-    time.sleep(4)
+    begun = time.monotonic()
+    while any(len(client.lines) < 20 for client in clients):
+        if time.monotonic() - begun > 60:
+            raise RuntimeError("a client does not get going")
+        time.sleep(0.25)
     failed = []
     print("| fault | healed after | " + " | ".join(f"{CLIENTS[c.kind]}: stall, operations, errors" for c in clients) + " |")
     print("|---|---|" + "---|" * len(clients), flush=True)
