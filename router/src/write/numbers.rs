@@ -6,9 +6,9 @@
 //! - A number belongs to a session of one shard, for shards commit by themselves, and to one write there: from
 //!   [`Numbers::begin`] until its [`Ticket`] is dropped. After that nobody sends it again, and the shard may forget its reply.
 //! - A session that holds up many replies, since one of its writes takes long, gets no further writes until that one has ended;
-//!   others are used meanwhile, up to [`SESSIONS`] of a shard. Past that there is no number: better a write that is not
+//!   others are used meanwhile, up to eight of a shard. Past that there is no number: better a write that is not
 //!   repeated than one that is refused.
-//! - One that has not been used for [`IDLE`] is given up, long before the shard would.
+//! - One that has not been used for twenty minutes is given up, long before the shard would.
 //!
 //! Nothing of it is kept: a router that starts again has other sessions. What it deliberately does not do: number writes
 //! for callers that number them themselves.
