@@ -350,7 +350,7 @@ impl Pipeline {
         let search = move |wanted: Wanted| async move {
             let query = SearchQuery {
                 vector_name,
-                vector: wanted.vector.into(),
+                target: wanted.vector.into(),
                 limit: wanted.limit,
                 filter,
                 exact: false,

@@ -89,6 +89,8 @@ pub fn app(pipeline: Pipeline) -> Router {
         .route("/points/recommend", post(query::recommend))
         .route("/points/recommend/batch", post(query::recommend_batch))
         .route("/points/recommend/groups", post(groups::recommend))
+        .route("/points/discover", post(query::discover))
+        .route("/points/discover/batch", post(query::discover_batch))
         .route("/facet", post(points::facet));
     Router::new()
         .route("/", get(root))
@@ -138,7 +140,6 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/discover", "discover"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
         ("/vectors/", "named vectors added to a collection or taken from it"),
