@@ -28,6 +28,7 @@ pub struct RouterBuilder {
     dial: Option<Dial>,
     seed: Option<u64>,
     embedder: Option<Arc<dyn Embedder>>,
+    more_embedders: Vec<Arc<dyn Embedder>>,
     generator: Option<Arc<dyn Generator>>,
     compute: Compute,
 }
@@ -52,7 +53,15 @@ pub enum RouterError {
 impl RouterBuilder {
     /// A router with these settings, TCP, a random seed, and what ships for embedding and generating.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, dial: None, seed: None, embedder: None, generator: None, compute: Compute::Pool }
+        Self {
+            settings,
+            dial: None,
+            seed: None,
+            embedder: None,
+            more_embedders: Vec::new(),
+            generator: None,
+            compute: Compute::Pool,
+        }
     }
 
     /// Reaches nodes this way.
@@ -70,6 +79,12 @@ impl RouterBuilder {
     /// Embeds with this first, rather than with what the settings say.
     pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
         self.embedder = Some(embedder);
+        self
+    }
+
+    /// Embeds with these too, where they are named.
+    pub fn more_embedders(mut self, embedders: Vec<Arc<dyn Embedder>>) -> Self {
+        self.more_embedders = embedders;
         self
     }
 
@@ -112,7 +127,7 @@ impl RouterBuilder {
                 Arc::new(server.map_err(|error| within("generator", error))?)
             }
         };
-        let embedders = Embedders::new(first, [built_in]);
+        let embedders = Embedders::new(first, self.more_embedders.into_iter().chain([built_in]));
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));

@@ -14,6 +14,8 @@ class ModelServer:
     def __init__(self):
         self.faults = []
         self.requests = []
+        # A caller that hangs up early, as it should when this one is slow, is no news.
+        http.server.ThreadingHTTPServer.handle_error = lambda *_: None
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
