@@ -211,6 +211,18 @@ impl Client {
         Ok(self.call(true, request, async |mut rpc, request| rpc.list_aliases(request).await).await?.aliases)
     }
 
+    /// Keeps something of a collection by key, for programs that tell their own users of it: the store gives it no meaning.
+    /// "" forgets a key; others stay. Repeating it has the same effect, so a failed one is repeated.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`] where it is too long, or a transient kind.
+    pub async fn set_attributes(&self, collection: &str, values: BTreeMap<String, String>) -> Result<(), Error> {
+        let set = wire::SetAttributes { collection: collection.to_owned(), values: values.into_iter().collect() };
+        let request = wire::SetAttributesRequest { format: WIRE_FORMAT, set: Some(set) };
+        self.call(true, request, async |mut rpc, request| rpc.set_attributes(request).await).await?;
+        Ok(())
+    }
+
     /// The placement table, and what every node says of itself.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use nearring_proto::ids::PointId;
+use nearring_proto::vector::{MultiVector, SparseVector, Vector, VectorError};
 use nearring_proto::wire;
 use npyz::{DType, NpyFile, NpyReader, Order};
 use serde::Deserialize;
@@ -248,8 +249,8 @@ impl Iterator for VectorRows {
     }
 }
 
-/// The points of a file of JSON lines: `{"id": 7, "vector": […], "payload": {…}}`, or `"vectors": {"name": […]}`.
-/// `payload` may be left out, and so may the vectors of points that carry none. Blank lines are skipped.
+/// The points of a file of JSON lines: `{"id": 7, "vector": […], "payload": {…}}`, or `"vectors": {"name": …}`, where a
+/// vector is `[0.5, …]`, sparse `{"indices": [3, …], "values": [0.5, …]}`, or multi `[[0.5, …], …]`. `payload` may be left out, and so may the vectors of points that carry none. Blank lines are skipped.
 pub struct JsonPoints {
     path: PathBuf,
     reader: BufReader<File>,
@@ -263,11 +264,38 @@ pub struct JsonPoints {
 struct JsonPoint {
     id: serde_json::Value,
     #[serde(default)]
-    vector: Option<Vec<f32>>,
+    vector: Option<JsonVector>,
     #[serde(default)]
-    vectors: BTreeMap<String, Vec<f32>>,
+    vectors: BTreeMap<String, JsonVector>,
     #[serde(default)]
     payload: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a list of numbers, a list of such lists, or an object of `indices` and `values`")]
+enum JsonVector {
+    Dense(Vec<f32>),
+    Multi(Vec<Vec<f32>>),
+    Sparse { indices: Vec<u32>, values: Vec<f32> },
+}
+
+/// A vector in JSON, in one of the forms that [`JsonPoints`] reads.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_vector(json: &str) -> Result<Vector, String> {
+    let vector: JsonVector = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    vector.read().map_err(|error| error.to_string())
+}
+
+impl JsonVector {
+    fn read(self) -> Result<Vector, VectorError> {
+        Ok(match self {
+            Self::Dense(values) => values.into(),
+            Self::Multi(rows) => MultiVector::from_rows(&rows)?.into(),
+            Self::Sparse { indices, values } => SparseVector::new(indices, values)?.into(),
+        })
+    }
 }
 
 impl JsonPoints {
@@ -334,8 +362,12 @@ fn point_of(point: JsonPoint) -> Result<wire::Point, String> {
         Some(payload) => serde_json::to_vec(&payload).map_err(|error| format!("payload: {error}"))?,
         None => Vec::new(),
     };
-    let vectors = vectors.into_iter().map(|(name, values)| wire::NamedVector { name, values }).collect();
-    Ok(wire::Point { id: Some(id.into()), vectors, payload_json: payload_json.into() })
+    let mut named = Vec::with_capacity(vectors.len());
+    for (name, vector) in vectors {
+        let vector = vector.read().map_err(|error| format!("vector {name:?} {error}"))?;
+        named.push(wire::NamedVector::from((name, vector)));
+    }
+    Ok(wire::Point { id: Some(id.into()), vectors: named, payload_json: payload_json.into() })
 }
 
 impl Iterator for JsonPoints {

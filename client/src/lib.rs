@@ -29,5 +29,5 @@ pub mod write;
 pub use bulk::{ImportOptions, ImportReport};
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, ErrorKind};
-pub use nearring_proto::wire;
+pub use nearring_proto::{vector, wire};
 pub use retry::RetryPolicy;

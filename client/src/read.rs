@@ -75,6 +75,19 @@ impl Client {
         Ok(reply)
     }
 
+    /// How many points have each of the values at a path, most frequent first.
+    ///
+    /// # Errors
+    /// As [`Client::scroll`].
+    pub async fn facet(&self, mut request: wire::FacetRequest) -> Result<wire::FacetReply, Error> {
+        let collection = request.collection.clone();
+        request.format = WIRE_FORMAT;
+        request.read = Some(self.read(&collection, request.read));
+        let reply = self.call(true, request, async |mut rpc, request| rpc.facet(request).await).await?;
+        self.observe(&collection, &reply.positions);
+        Ok(reply)
+    }
+
     /// The nearest points, and which shards the answer rests on.
     ///
     /// # Errors

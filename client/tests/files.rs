@@ -100,8 +100,11 @@ fn json_lines_become_points_and_a_bad_line_is_named() {
     assert_eq!(ids[0], Id::Number(7));
     assert_eq!(ids[1], Id::Text("7".into()));
     assert!(matches!(ids[2], Id::Uuid(_)));
-    assert_eq!(read[0].vectors, [wire::NamedVector { name: String::new(), values: vec![1.0, 2.5] }]);
-    assert_eq!(read[1].vectors, [wire::NamedVector { name: "title".into(), values: vec![0.5] }]);
+    assert_eq!(
+        read[0].vectors,
+        [wire::NamedVector { name: String::new(), values: vec![1.0, 2.5], ..Default::default() }]
+    );
+    assert_eq!(read[1].vectors, [wire::NamedVector { name: "title".into(), values: vec![0.5], ..Default::default() }]);
     let payload: serde_json::Value = serde_json::from_slice(&read[0].payload_json).unwrap();
     assert_eq!(payload, serde_json::json!({"a": [null], "b": 1}));
     // The reader stops at the bad line.
@@ -109,9 +112,24 @@ fn json_lines_become_points_and_a_bad_line_is_named() {
     assert_eq!((points.len(), read.len()), (4, 3));
     assert!(error.contains("line 5") && error.contains("vectr"), "{error}");
 
-    for (line, wanted) in
-        [("{\"id\": -1}", "id: -1"), ("{\"id\": [1]}", "neither"), ("{\"id\": 1", "EOF"), ("{}", "id")]
-    {
+    let kinds =
+        r#"{"id": 1, "vectors": {"tokens": [[1, 2], [3, 4.5]], "words": {"indices": [9, 3], "values": [0.5, 1]}}}"#;
+    fs::write(&path, kinds).unwrap();
+    let vectors = JsonPoints::open(&path).unwrap().next().unwrap().unwrap().vectors;
+    let tokens = wire::MultiVector { dimension: 2, values: vec![1.0, 2.0, 3.0, 4.5] };
+    assert_eq!((vectors[0].name.as_str(), vectors[0].multi.as_ref()), ("tokens", Some(&tokens)));
+    let words = wire::SparseVector { indices: vec![3, 9], values: vec![1.0, 0.5] };
+    assert_eq!((vectors[1].name.as_str(), vectors[1].sparse.as_ref()), ("words", Some(&words)), "by index");
+
+    for (line, wanted) in [
+        ("{\"id\": -1}", "id: -1"),
+        ("{\"id\": [1]}", "neither"),
+        ("{\"id\": 1", "EOF"),
+        ("{}", "id"),
+        ("{\"id\": 1, \"vector\": \"text\"}", "list of numbers"),
+        ("{\"id\": 1, \"vector\": [[1], [2, 3]]}", "row 1 has 2 components"),
+        (r#"{"id": 1, "vectors": {"w": {"indices": [3, 3], "values": [1, 2]}}}"#, "\"w\" names the index 3 twice"),
+    ] {
         fs::write(&path, line).unwrap();
         let error = JsonPoints::open(&path).unwrap().next().unwrap().unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains(wanted), "{error}");

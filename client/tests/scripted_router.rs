@@ -90,7 +90,7 @@ impl Nearring for Router {
         let index = 10 + self.0.scrolls.lock().unwrap().len() as u64;
         self.0.scrolls.lock().unwrap().push(request);
         let positions = vec![wire::Position { shard: 4, index }];
-        Ok(Response::new(wire::ScrollReply { points, next, positions }))
+        Ok(Response::new(wire::ScrollReply { points, next, positions, order_values: Vec::new() }))
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetReply>, Status> {
@@ -122,9 +122,11 @@ impl Nearring for Router {
         delete_collection(wire::DeleteCollectionRequest) -> wire::DeleteCollectionReply;
         change_aliases(wire::ChangeAliasesRequest) -> wire::ListAliasesReply;
         list_aliases(wire::ListAliasesRequest) -> wire::ListAliasesReply;
+        set_attributes(wire::SetAttributesRequest) -> wire::SetAttributesReply;
         set_payload(wire::SetPayloadRequest) -> wire::WriteReply;
         delete(wire::DeleteRequest) -> wire::WriteReply;
         count(wire::CountRequest) -> wire::CountReply;
+        facet(wire::FacetRequest) -> wire::FacetReply;
         search(wire::SearchRequest) -> wire::SearchReply;
         search_batch(wire::SearchBatchRequest) -> wire::SearchBatchReply;
         put_document(wire::PutDocumentRequest) -> wire::PutDocumentReply;

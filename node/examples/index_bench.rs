@@ -42,7 +42,7 @@ fn vectors(path: &Path) -> Vec<Vec<f32>> {
 fn query(vector: &[f32], ef: usize) -> SearchQuery {
     SearchQuery {
         vector_name: String::new(),
-        vector: vector.to_vec(),
+        vector: vector.to_vec().into(),
         limit: 10,
         filter: None,
         exact: false,
@@ -83,6 +83,8 @@ fn main() {
             routing_separator: String::new(),
             index: IndexSpec::default(),
             documents: None,
+            sparse_vectors: BTreeMap::new(),
+            multi_vectors: BTreeMap::new(),
         }));
         let (mut put, mut build, mut install, mut bytes) = (0, 0, 0, 0);
         let mut entry = 0;
@@ -93,7 +95,7 @@ fn main() {
                 let version = Version { epoch: 1, index: entry };
                 let values: Arc<[f32]> = base[row].as_slice().into();
                 let payload = json!({"n": row % 1000}).as_object().cloned();
-                let vectors = BTreeMap::from([(String::new(), (version, Some(values)))]);
+                let vectors = BTreeMap::from([(String::new(), (version, Some(values.into())))]);
                 let from = cpu_ns();
                 index.apply(IndexChange::Put { id: PointId::Number(row as u64), version, vectors, payload });
                 put += cpu_ns() - from;

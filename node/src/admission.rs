@@ -1,4 +1,4 @@
-//! What the node takes on: bytes of writes in flight, bytes of vectors in tails, free disk. Over a bound a write is
+//! What the node takes on: bytes of writes in flight, bytes of vectors in memory, free disk. Over a bound a write is
 //! refused before anything of it is proposed, so that the caller may simply send it again.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +11,7 @@ pub struct Admission {
     limits: Limits,
     in_flight: AtomicU64,
     tail: AtomicU64,
+    resident: AtomicU64,
     disk_full: AtomicBool,
 }
 
@@ -34,6 +35,7 @@ impl Admission {
             limits,
             in_flight: AtomicU64::new(0),
             tail: AtomicU64::new(0),
+            resident: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
         })
     }
@@ -75,6 +77,31 @@ impl Admission {
         }
     }
 
+    /// Whether a write may bring sparse or multi-vectors. Nothing but deletion makes room for them, so only such writes are
+    /// refused.
+    ///
+    /// # Errors
+    /// Which bound is reached, and what to do.
+    pub fn admit_resident(&self) -> Result<(), String> {
+        let (held, most) = (self.resident.load(Ordering::Relaxed), self.limits.resident_vector_bytes);
+        if held > most {
+            return Err(format!(
+                "sparse and multi-vectors take {held} bytes of this node's memory, the limit is {most}; delete some, raise \
+                 the limit or spread the collection over more nodes"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A shard's sparse and multi-vectors took `before` bytes and take `now`.
+    pub fn resident_changed(&self, before: u64, now: u64) {
+        if now >= before {
+            self.resident.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.resident.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+
     /// Whether free disk is below the reserve.
     pub fn disk_full(&self) -> bool {
         self.disk_full.load(Ordering::Relaxed)
@@ -98,7 +125,8 @@ mod tests {
 
     #[test]
     fn bounds_hold_and_are_given_back() {
-        let limits = Limits { inflight_write_bytes: 100, tail_bytes: 1000, ..Limits::default() };
+        let limits =
+            Limits { inflight_write_bytes: 100, tail_bytes: 1000, resident_vector_bytes: 500, ..Limits::default() };
         let admission = Admission::new(limits);
         let large = admission.admit(500).unwrap();
         assert!(admission.admit(1).unwrap_err().contains("in flight"));
@@ -109,6 +137,11 @@ mod tests {
         admission.tail_changed(0, 1001);
         assert!(admission.admit(1).unwrap_err().contains("segment"));
         admission.tail_changed(1001, 10);
+        admission.resident_changed(0, 501);
+        assert!(admission.admit_resident().unwrap_err().contains("delete"));
+        assert!(admission.admit(1).is_ok(), "a deletion must be possible");
+        admission.resident_changed(501, 500);
+        assert!(admission.admit_resident().is_ok());
         admission.set_disk_full(true);
         assert!(admission.admit(1).unwrap_err().contains("disk"));
         admission.set_disk_full(false);

@@ -46,6 +46,9 @@ struct Arguments {
     /// Bytes of vectors that wait for a segment.
     #[arg(long, env = "NEARRING_TAIL_BYTES", default_value_t = Limits::default().tail_bytes)]
     tail_bytes: u64,
+    /// Bytes of sparse and multi-vectors, which stay in memory.
+    #[arg(long, env = "NEARRING_RESIDENT_VECTOR_BYTES", default_value_t = Limits::default().resident_vector_bytes)]
+    resident_vector_bytes: u64,
     /// Free disk below which writes are refused.
     #[arg(long, env = "NEARRING_DISK_RESERVE_BYTES", default_value_t = Limits::default().disk_reserve_bytes)]
     disk_reserve_bytes: u64,
@@ -97,6 +100,7 @@ impl Arguments {
         settings.limits = Limits {
             inflight_write_bytes: self.inflight_write_bytes,
             tail_bytes: self.tail_bytes,
+            resident_vector_bytes: self.resident_vector_bytes,
             disk_reserve_bytes: self.disk_reserve_bytes,
             log_bytes: self.log_bytes,
         };

@@ -50,6 +50,8 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use uuid::Uuid;
 
 use crate::admission::Admission;
@@ -265,14 +267,32 @@ impl NodeBuilder {
         }
         let peers = PeerService::new(host.clone(), self.medium.clone(), self.compute.clone(), stop.clone());
         let gate: Gate<NodeDataServer<DataService>> = Gate::new();
+        let (mut health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::NotServing).await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let failed = |error: tonic_reflection::server::Error| NodeError::Server(error.to_string());
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_service(peers.into_server())
             .add_service(gate.clone())
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(failed)?)
+            // As it was called before it was a standard: many tools ask for that.
+            .add_service(reflection().build_v1alpha().map_err(failed)?)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let mut server = std::pin::pin!(server);
-        let node =
-            Running { builder: self, host: host.clone(), log: log.clone(), gate: gate.clone(), stop: stop.clone() };
+        let node = Running {
+            builder: self,
+            host: host.clone(),
+            log: log.clone(),
+            gate: gate.clone(),
+            health: health.clone(),
+            stop: stop.clone(),
+        };
         let outcome = tokio::select! {
             ended = &mut server => Err(match ended {
                 Ok(()) => NodeError::Server("no more connections can come in".into()),
@@ -283,6 +303,7 @@ impl NodeBuilder {
             reason = log.failed() => Err(NodeError::LogFailed { reason }),
         };
         gate.close();
+        health.set_service_status("", ServingStatus::NotServing).await;
         let stopping = async {
             // While the others still reach this node: leaders hand over, what is under way is finished.
             let leaving = async {
@@ -290,6 +311,8 @@ impl NodeBuilder {
                     shards.stop().await;
                 }
                 host.leave().await;
+                // Ends the streams of those who watch; the server waits for every stream.
+                health.clear_service_status("").await;
                 stop.cancel();
                 let _ = timeout(DRAIN_TIMEOUT, future::pending::<()>()).await;
             };
@@ -420,6 +443,7 @@ struct Running {
     host: Arc<NodeHost>,
     log: SharedLog,
     gate: Gate<NodeDataServer<DataService>>,
+    health: HealthReporter,
     stop: CancellationToken,
 }
 
@@ -439,7 +463,8 @@ impl Running {
         machine: Option<Machine>,
     ) -> Result<Infallible, NodeError> {
         let (host, meta, settings) = (&self.host, &self.host.meta, &self.builder.settings);
-        let fresh = identity.cluster().is_none();
+        // A life that no group was ever told to is as good as new: it stopped before it was let in.
+        let fresh = identity.cluster().is_none() || self.log.groups().is_empty();
         let (cluster, minting) = self.find_cluster(&mut identity, noted).await?;
         tracing::info!(%cluster, node = %identity.replica(), "this node is part of a cluster");
         meta.set_cluster(cluster);
@@ -498,6 +523,7 @@ impl Running {
         let service = DataService::new(shards.clone(), host.clone() as Arc<dyn StatusSource>);
         let service = NodeDataServer::new(service);
         self.gate.open(service.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES));
+        self.health.set_service_status("", ServingStatus::Serving).await;
         let (anew, me) = (identity.clone(), identity.replica());
         tokio::select! {
             error = self.keep_joined(&mut identity, fresh) => Err(error),
@@ -588,7 +614,7 @@ impl Running {
 
     async fn keep_joined(&self, identity: &mut Identity, fresh: bool) -> NodeError {
         match self.host.meta.keep_joined(self.host.node.clone()).await {
-            // A directory that is new in this very start is no old copy: the clock went back.
+            // A directory in which this life holds nothing is no old copy: the clock went back.
             Err(Rejected::EarlierLife { known, .. }) if fresh => {
                 let (medium, mut next) = (self.builder.medium.clone(), identity.clone());
                 let later = move || known.0.saturating_add(1);

@@ -37,6 +37,8 @@ pub struct Limits {
     pub inflight_write_bytes: u64,
     /// Bytes of vectors in the tails of all shards; beyond it writes wait for segments.
     pub tail_bytes: u64,
+    /// Bytes of sparse and multi-vectors of all shards, which stay in memory; beyond it no more of them are taken.
+    pub resident_vector_bytes: u64,
     /// Free disk below which proposals and appends are refused; votes and snapshots may still use it.
     pub disk_reserve_bytes: u64,
     /// Size of the shared log at which the group that pins its oldest file must snapshot. Several log files at least.
@@ -45,7 +47,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { inflight_write_bytes: 256 << 20, tail_bytes: 2 << 30, disk_reserve_bytes: 256 << 20, log_bytes: 1 << 30 }
+        Self {
+            inflight_write_bytes: 256 << 20,
+            tail_bytes: 2 << 30,
+            resident_vector_bytes: 4 << 30,
+            disk_reserve_bytes: 256 << 20,
+            log_bytes: 1 << 30,
+        }
     }
 }
 

@@ -387,6 +387,8 @@ fn status(shard: &Shard, me: ReplicaId, brief: bool) -> wire::ReplicaStatus {
         purged_index: metrics.purged.map_or(0, |log_id| log_id.index),
         points: body.meta.points,
         tail_vectors: vectors.map(|name| body.index.tail_len(name) as u64).sum(),
+        resident_vectors: body.index.resident_len(),
+        resident_vector_bytes: body.index.resident_bytes(),
         segments: segments
             .into_iter()
             .map(|segment| wire::SegmentStatus {

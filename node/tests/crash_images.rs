@@ -37,10 +37,10 @@ use nearring_node::raft::{Entry, LogId, Proposal, TypeConfig};
 use nearring_node::shard::files;
 use nearring_node::shard::state::{Opened, ShardState};
 use nearring_node::store::EngineKind;
-use nearring_proto::collection::{CollectionSpec, FieldKind, IndexSpec, VectorSpec};
+use nearring_proto::collection::{CollectionSpec, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::ids::{Incarnation, NodeId, PointId, ReplicaId, RequestId, SessionId, ShardId};
 use nearring_proto::query::SearchQuery;
-use nearring_proto::vector::{Metric, ScalarKind, normalize};
+use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector, normalize};
 use nearring_proto::write::PayloadMode;
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId as _;
@@ -77,7 +77,36 @@ fn spec() -> CollectionSpec {
         routing_separator: String::new(),
         index: IndexSpec::default(),
         documents: None,
+        sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
+        multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::L2 })]),
     }
+}
+
+/// A sparse and a multi-vector, each there or not.
+fn others(rng: &mut SmallRng) -> Vec<(String, Vector)> {
+    let mut others = Vec::new();
+    if rng.random_bool(0.6) {
+        let indices: BTreeSet<u32> = (0..rng.random_range(0..6)).map(|_| rng.random_range(0..9)).collect();
+        let values = indices.iter().map(|_| rng.random_range(-1.0..3.0)).collect();
+        let vector = SparseVector::new(indices.into_iter().collect(), values).unwrap();
+        others.push(("words".to_owned(), vector.into()));
+    }
+    if rng.random_bool(0.4) {
+        let components = (0..2 * rng.random_range(1..4)).map(|_| rng.random_range(-1.0..1.0)).collect();
+        others.push(("tokens".to_owned(), MultiVector::new(2, components).unwrap().into()));
+    }
+    others
+}
+
+/// Queries of the other kinds.
+fn other_queries(query: &SearchQuery) -> [SearchQuery; 2] {
+    let words = SparseVector::new(vec![1, 3, 4, 7], vec![1.0, 0.5, 0.25, 2.0]).unwrap();
+    let tokens = MultiVector::new(2, vec![0.5, -0.5, 0.25, 1.0]).unwrap();
+    [("words", Vector::from(words)), ("tokens", tokens.into())].map(|(name, vector)| SearchQuery {
+        vector_name: name.to_owned(),
+        vector,
+        ..query.clone()
+    })
 }
 
 type Records = BTreeMap<PointId, Arc<Record>>;
@@ -141,9 +170,11 @@ impl Replica {
     /// What searches answer, which vectors there are, and what the body says of itself.
     fn seen(&self) -> String {
         let body = self.state.read();
-        let mut query = SearchQuery {
+        let mut vector: Vec<f32> = (0..DIMENSION).map(|at| at as f32 - 1.5).collect();
+        normalize(&mut vector);
+        let query = SearchQuery {
             vector_name: String::new(),
-            vector: (0..DIMENSION).map(|at| at as f32 - 1.5).collect(),
+            vector: vector.into(),
             limit: 20,
             filter: None,
             exact: true,
@@ -152,10 +183,14 @@ impl Replica {
             with_vectors: false,
             score_threshold: None,
         };
-        normalize(&mut query.vector);
         let found = body.index.search(&query, &|id| body.payload(id));
-        let mut seen =
-            format!("{} {:x} {found:?} {}", body.applied(), body.index.vectors_digest(), body.index.points());
+        let others = other_queries(&query).map(|query| body.index.search(&query, &|id| body.payload(id)));
+        let mut seen = format!(
+            "{} {:x} {found:?} {others:?} {}",
+            body.applied(),
+            body.index.vectors_digest(),
+            body.index.points()
+        );
         for n in 0..3 {
             let filter = serde_json::from_value(serde_json::json!({"equals": {"path": "n", "value": n}})).unwrap();
             let _ = write!(seen, " {}", body.index.count(Some(&filter), &|id| body.payload(id)));
@@ -515,7 +550,7 @@ impl Life {
                     let mut values: Vec<f32> = (0..DIMENSION).map(|_| rng.random_range(-1.0..1.0)).collect();
                     normalize(&mut values);
                     let vectors = if rng.random_bool(0.7) { vec![(String::new(), values)] } else { Vec::new() };
-                    points.push(PointWrite { id, vectors, payload: payload(rng) });
+                    points.push(PointWrite { id, vectors, payload: payload(rng), others: others(rng) });
                 }
                 Command::Upsert { points, preconditions: Vec::new() }
             }

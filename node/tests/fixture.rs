@@ -1,7 +1,8 @@
-//! A small data directory, written once and kept: every later version must open it, start from it and answer the same.
+//! Small data directories, written once and kept: every later version must open them, start from them and answer the same.
 //!
 //! `tests/data/v1` is a node alone in its cluster: two points deleted of 300, a segment, a tail, a log
-//! beyond the store, a session. Written by the ignored test below, on purpose only, where a format gets a new version (then as `v2`).
+//! beyond the store, a session. `v2` is the same, and every point has a sparse and a multi-vector beside. Written by the ignored
+//! test below, on purpose only, where a format gets a new version (then as `v3`).
 //! Time is the directory's own: sessions end an hour of logged time after their last request, however long the directory was kept.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use std::fs;
@@ -25,8 +26,8 @@ use tonic::transport::Channel;
 
 const POINTS: u64 = 300;
 const SESSION: [u8; 16] = [7; 16];
-/// Shortly after `v1` was written: milliseconds since 1970.
-const WRITTEN_MS: u64 = 1_795_434_300_000;
+/// Shortly after each was written: milliseconds since 1970.
+const WRITTEN_MS: [u64; 2] = [1_795_434_300_000, 1_795_589_241_000];
 const HOUR_MS: u64 = 3_600_000;
 
 struct Running {
@@ -105,10 +106,22 @@ fn vector(number: u64) -> Vec<f32> {
     raw.iter().map(|value| (value / length) as f32).collect()
 }
 
-fn upserts(numbers: impl Iterator<Item = u64>) -> wire::node_write_request::Op {
+/// What a point has in a version of the data, by name.
+fn vectors(version: usize, number: u64) -> Vec<wire::NamedVector> {
+    let mut vectors = vec![wire::NamedVector { values: vector(number), ..Default::default() }];
+    if version > 1 {
+        let tokens = wire::MultiVector { dimension: 2, values: vec![number as f32, 1.0, -1.0, 0.5] };
+        vectors.push(wire::NamedVector { name: "tokens".to_owned(), multi: Some(tokens), ..Default::default() });
+        let words = wire::SparseVector { indices: vec![0, 1 + number as u32], values: vec![0.5, 2.0] };
+        vectors.push(wire::NamedVector { name: "words".to_owned(), sparse: Some(words), ..Default::default() });
+    }
+    vectors
+}
+
+fn upserts(version: usize, numbers: impl Iterator<Item = u64>) -> wire::node_write_request::Op {
     let point = |number| wire::Point {
         id: Some(id(number)),
-        vectors: vec![wire::NamedVector { name: String::new(), values: vector(number) }],
+        vectors: vectors(version, number),
         payload_json: format!("{{\"n\":{number}}}").into_bytes().into(),
     };
     let points = numbers.map(point).collect();
@@ -116,7 +129,7 @@ fn upserts(numbers: impl Iterator<Item = u64>) -> wire::node_write_request::Op {
 }
 
 /// Every point is there, and found; returns the shard.
-async fn check(running: &mut Running) -> u64 {
+async fn check(running: &mut Running, version: usize) -> u64 {
     let shard = running.shard().await;
     // Retried: a group of one still has to elect itself.
     let mut got = None;
@@ -137,10 +150,21 @@ async fn check(running: &mut Running) -> u64 {
         let Some(wire::point_id::Id::Number(number)) = point.id.as_ref().unwrap().id else { panic!("not a number") };
         assert!(number != 11 && number != 280, "deleted points stay deleted");
         assert_eq!(point.payload_json, format!("{{\"n\":{number}}}"));
-        assert_eq!(point.vectors[0].values, vector(number));
+        assert_eq!(point.vectors, vectors(version, number));
     }
-    for number in [5, 290] {
-        let query = wire::SearchQuery { vector: vector(number), limit: 3, ..Default::default() };
+    let by = |number| {
+        let query = |vector: wire::NamedVector| wire::SearchQuery {
+            vector_name: vector.name,
+            vector: vector.values,
+            sparse: vector.sparse,
+            multi: vector.multi,
+            limit: 3,
+            ..Default::default()
+        };
+        // Of the multi-vectors, compared by L2, the point's own is at no distance.
+        vectors(version, number).into_iter().map(query).map(move |query| (number, query))
+    };
+    for (number, query) in [5, 290].into_iter().flat_map(by) {
         let search = wire::NodeSearchRequest { shards: vec![shard], queries: vec![query], ..Default::default() };
         let reply = running.client.search(search).await.unwrap().into_inner();
         assert_eq!(reply.answers[0].error_code, "");
@@ -162,30 +186,33 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn kept() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1")
+fn kept(version: usize) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/v{version}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_format_still_opens() {
-    let dir = tempfile::tempdir().unwrap();
-    copy(&kept(), dir.path());
-    let mut running = Running::start(dir.path(), WRITTEN_MS).await;
-    let shard = check(&mut running).await;
-    // The session is known, and its request is not carried out twice.
-    assert!(running.write(shard, 1, upserts(0..2)).await.repeated_request);
-    running.stop().await;
-    // And what this version wrote on top of it opens too, long after.
-    let mut running = Running::start(dir.path(), WRITTEN_MS + 2 * HOUR_MS).await;
-    let shard = check(&mut running).await;
-    let expired = running.try_write(shard, 1, upserts(0..2)).await.unwrap_err();
-    assert_eq!(expired.metadata().get("nearring-reason").unwrap(), "session_expired");
-    running.stop().await;
+async fn what_earlier_versions_wrote_still_opens() {
+    for (version, written_ms) in (1..).zip(WRITTEN_MS) {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&kept(version), dir.path());
+        let mut running = Running::start(dir.path(), written_ms).await;
+        let shard = check(&mut running, version).await;
+        // The session is known, and its request is not carried out twice.
+        assert!(running.write(shard, 1, upserts(version, 0..2)).await.repeated_request);
+        running.stop().await;
+        // And what this version wrote on top of it opens too, long after.
+        let mut running = Running::start(dir.path(), written_ms + 2 * HOUR_MS).await;
+        let shard = check(&mut running, version).await;
+        let expired = running.try_write(shard, 1, upserts(version, 0..2)).await.unwrap_err();
+        assert_eq!(expired.metadata().get("nearring-reason").unwrap(), "session_expired");
+        running.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "writes tests/data; only where a format gets a new version"]
 async fn write_the_data_directory() {
+    let version = WRITTEN_MS.len();
     let dir = tempfile::tempdir().unwrap();
     // With the written directory goes the constant at the top of this file.
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
@@ -196,6 +223,9 @@ async fn write_the_data_directory() {
         let spec = wire::CollectionSpec {
             name: "kept".to_owned(),
             vectors: [(String::new(), vector)].into(),
+            sparse_vectors: [("words".to_owned(), wire::SparseSpec { modifier: wire::Modifier::Idf.into() })].into(),
+            multi_vectors: [("tokens".to_owned(), wire::MultiSpec { dimension: 2, metric: wire::Metric::L2.into() })]
+                .into(),
             shard_count: 1,
             index: Some(wire::IndexSpec { seal_points: 256, ..Default::default() }),
             ..Default::default()
@@ -210,17 +240,17 @@ async fn write_the_data_directory() {
     let shard = running.shard().await;
     let open = wire::node_write_request::OpenShardSession { session: SESSION.to_vec().into(), opened_at_ms: now_ms };
     running.write(shard, 0, wire::node_write_request::Op::OpenSession(open)).await;
-    running.write(shard, 1, upserts(0..2)).await;
-    running.write(shard, 0, upserts(2..270)).await;
+    running.write(shard, 1, upserts(version, 0..2)).await;
+    running.write(shard, 0, upserts(version, 2..270)).await;
     while running.status().await.segments.is_empty() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     // A clean stop and start does not snapshot; the log alone holds the rest.
-    running.write(shard, 0, upserts(270..POINTS)).await;
+    running.write(shard, 0, upserts(version, 270..POINTS)).await;
     let ids = vec![id(11), id(280)];
     let deletes = wire::node_write_request::Deletes { ids, precondition: None };
     running.write(shard, 0, wire::node_write_request::Op::Deletes(deletes)).await;
     running.stop().await;
-    let _ = fs::remove_dir_all(kept());
-    copy(dir.path(), &kept());
+    let _ = fs::remove_dir_all(kept(version));
+    copy(dir.path(), &kept(version));
 }

@@ -7,7 +7,7 @@ use crate::filter::check_path;
 use crate::ids::{CollectionId, PointId, ShardId};
 use crate::payload;
 use crate::query::SearchQuery;
-use crate::vector::{self, Metric, ScalarKind};
+use crate::vector::{self, Metric, MultiVector, ScalarKind, Vector, VectorError};
 use crate::write::Point;
 
 /// One named vector of a collection.
@@ -24,6 +24,89 @@ pub struct VectorSpec {
 impl VectorSpec {
     /// The longest vector.
     pub const DIMENSION_MAX: u32 = 65_536;
+}
+
+/// What happens to the values of a sparse query.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Modifier {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each is multiplied by its index's inverse document frequency, ln((N − n + 0.5) / (n + 0.5) + 1): N vectors of this name
+    /// in the whole collection, n of them with this index.
+    Idf,
+}
+
+/// One named sparse vector of a collection.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
+pub struct SparseSpec {
+    /// What happens to the values of a query.
+    pub modifier: Modifier,
+}
+
+/// One named multi-vector of a collection, compared by max_sim. Its score for cosine and dot: the sum over the query's rows
+/// of the largest product with any row. For L2: the root of the sum of the smallest squared distances; lower is nearer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct MultiSpec {
+    /// Components of every row, 1 to [`VectorSpec::DIMENSION_MAX`].
+    pub dimension: u32,
+    /// How nearness of two rows is measured.
+    pub metric: Metric,
+}
+
+/// The settings of a named vector, of whichever kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnySpec<'a> {
+    /// A row of components.
+    Dense(&'a VectorSpec),
+    /// Values at some indices.
+    Sparse(&'a SparseSpec),
+    /// Several rows.
+    Multi(&'a MultiSpec),
+}
+
+impl AnySpec<'_> {
+    /// In which order hits rank.
+    pub fn metric(self) -> Metric {
+        match self {
+            AnySpec::Dense(spec) => spec.metric,
+            AnySpec::Sparse(_) => Metric::Dot,
+            AnySpec::Multi(spec) => spec.metric,
+        }
+    }
+
+    /// Checks a vector against these settings.
+    ///
+    /// # Errors
+    /// [`VectorError`] saying which rule it breaks.
+    pub fn check(self, vector: &Vector) -> Result<(), VectorError> {
+        let want = match (self, vector) {
+            (AnySpec::Dense(spec), Vector::Dense(values)) => {
+                return vector::check(values, spec.dimension as usize, spec.metric);
+            }
+            (AnySpec::Sparse(_), Vector::Sparse(vector)) => return vector.check(),
+            (AnySpec::Multi(spec), Vector::Multi(vector)) => return vector.check(spec.dimension as usize, spec.metric),
+            (AnySpec::Dense(_), _) => "dense",
+            (AnySpec::Sparse(_), _) => "sparse",
+            (AnySpec::Multi(_), _) => "multi",
+        };
+        Err(VectorError::Kind { got: vector.kind(), want })
+    }
 }
 
 /// What a payload index holds.
@@ -81,7 +164,7 @@ pub struct DocumentSpec {
 pub struct CollectionSpec {
     /// 1 to 128 of `A-Z a-z 0-9 _ - .`, starting with a letter, a digit or `_`.
     pub name: String,
-    /// At least one; "" is the default vector.
+    /// Dense vectors; "" is the default vector. A name stands in one of this and the two other maps, and one of them is not empty.
     pub vectors: BTreeMap<String, VectorSpec>,
     /// Path → kind.
     pub payload_indexes: BTreeMap<String, FieldKind>,
@@ -95,6 +178,24 @@ pub struct CollectionSpec {
     pub index: IndexSpec,
     /// Present where the collection takes documents.
     pub documents: Option<DocumentSpec>,
+    /// Sparse vectors. Not in the archived form, which is of a time before them: whoever archives settings keeps
+    /// [`CollectionSpec::later`] beside them.
+    #[serde(default)]
+    #[rkyv(with = rkyv::with::Skip)]
+    pub sparse_vectors: BTreeMap<String, SparseSpec>,
+    /// Multi-vectors. Archived as sparse vectors are.
+    #[serde(default)]
+    #[rkyv(with = rkyv::with::Skip)]
+    pub multi_vectors: BTreeMap<String, MultiSpec>,
+}
+
+/// Settings that came to [`CollectionSpec`] after its archived form was fixed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct LaterSpec {
+    /// [`CollectionSpec::sparse_vectors`].
+    pub sparse_vectors: BTreeMap<String, SparseSpec>,
+    /// [`CollectionSpec::multi_vectors`].
+    pub multi_vectors: BTreeMap<String, MultiSpec>,
 }
 
 /// A collection as the meta group keeps it.
@@ -127,6 +228,8 @@ pub struct CollectionUpdate {
     pub ef_search: u32,
     /// See [`IndexSpec::seal_points`].
     pub seal_points: u32,
+    /// New settings of sparse vectors that there are.
+    pub sparse_vectors: BTreeMap<String, SparseSpec>,
 }
 
 impl CollectionSpec {
@@ -149,12 +252,29 @@ impl CollectionSpec {
     /// [`InvalidInput`] naming the first field that is out of its bounds.
     pub fn check(&self) -> Result<(), InvalidInput> {
         check_name(&self.name, "name")?;
-        if self.vectors.is_empty() {
+        let vectors = self.vectors.len() + self.sparse_vectors.len() + self.multi_vectors.len();
+        if vectors == 0 {
             return Err(InvalidInput::new("vectors", "is empty; a collection needs at least one vector"));
         }
-        check_count(self.vectors.len(), Self::VECTORS_MAX, "vectors")?;
+        check_count(vectors, Self::VECTORS_MAX, "vectors")?;
         for (name, spec) in &self.vectors {
             spec.check(name)?;
+        }
+        let twice = |field: String| InvalidInput::new(field, "is the name of a vector of another kind too");
+        for name in self.sparse_vectors.keys() {
+            let field = format!("sparse_vectors[{name:?}]");
+            check_vector_name(name, &field)?;
+            if self.vectors.contains_key(name) {
+                return Err(twice(field));
+            }
+        }
+        for (name, spec) in &self.multi_vectors {
+            let field = format!("multi_vectors[{name:?}]");
+            check_vector_name(name, &field)?;
+            check_dimension(spec.dimension, &field)?;
+            if self.vectors.contains_key(name) || self.sparse_vectors.contains_key(name) {
+                return Err(twice(field));
+            }
         }
         check_count(self.payload_indexes.len(), Self::PAYLOAD_INDEXES_MAX, "payload_indexes")?;
         self.payload_indexes.keys().try_for_each(|path| check_path(path, &format!("payload_indexes[{path:?}]")))?;
@@ -180,7 +300,7 @@ impl CollectionSpec {
             return Err(InvalidInput::new("documents.embedder", reason));
         }
         if !self.vectors.contains_key(&documents.vector) {
-            let reason = format!("names the vector {:?}, which the collection does not have", documents.vector);
+            let reason = format!("names {:?}, which is no dense vector of the collection", documents.vector);
             return Err(InvalidInput::new("documents.vector", reason));
         }
         if self.routing_separator.is_empty() {
@@ -200,6 +320,25 @@ impl CollectionSpec {
         id.check().map_err(|error| InvalidInput::new(field, error.to_string()))
     }
 
+    /// Takes what a writer gives as the kind that is wanted: a dense vector in a multi-vector's place is its only row.
+    pub fn adopt_point(&self, point: &mut Point) {
+        point.vectors.iter_mut().for_each(|(name, vector)| self.adopt(name, vector));
+    }
+
+    /// As [`CollectionSpec::adopt_point`], of a query.
+    pub fn adopt_query(&self, query: &mut SearchQuery) {
+        self.adopt(&query.vector_name, &mut query.vector);
+    }
+
+    fn adopt(&self, name: &str, vector: &mut Vector) {
+        if let Vector::Dense(values) = vector
+            && self.multi_vectors.contains_key(name)
+            && let Ok(row) = MultiVector::from_rows(std::slice::from_ref(values))
+        {
+            *vector = Vector::Multi(row);
+        }
+    }
+
     /// Checks a point before any of its batch is proposed. Every vector given must be one of the collection's; a point
     /// may lack any of them. `field` is the point's place in the request, for example `points[3]`.
     ///
@@ -207,16 +346,16 @@ impl CollectionSpec {
     /// [`InvalidInput`] naming the id, the payload or the vector that is refused.
     pub fn check_point(&self, point: &Point, field: &str) -> Result<(), InvalidInput> {
         self.check_id(&point.id, &format!("{field}.id"))?;
-        for (name, values) in &point.vectors {
-            self.check_vector(name, values, || format!("{field}.vectors[{name:?}]"))?;
+        for (name, vector) in &point.vectors {
+            self.check_vector(name, vector, || format!("{field}.vectors[{name:?}]"))?;
         }
         check_payload(&point.payload_json, &format!("{field}.payload_json"))
     }
 
     /// Brings a checked point into the form that is stored: cosine vectors at unit length.
     pub fn prepare_point(&self, point: &mut Point) {
-        for (name, values) in &mut point.vectors {
-            self.prepare_vector(name, values);
+        for (name, vector) in &mut point.vectors {
+            self.prepare_vector(name, vector);
         }
     }
 
@@ -225,10 +364,15 @@ impl CollectionSpec {
     /// # Errors
     /// [`InvalidInput`] naming the field that is refused.
     pub fn check_query(&self, query: &SearchQuery) -> Result<(), InvalidInput> {
-        if !self.vectors.contains_key(&query.vector_name) {
+        if self.vector(&query.vector_name).is_none() {
             return Err(InvalidInput::new("vector_name", self.unknown_vector(&query.vector_name)));
         }
-        self.check_vector(&query.vector_name, &query.vector, || "vector".to_owned())?;
+        let field = match query.vector {
+            Vector::Dense(_) => "vector",
+            Vector::Sparse(_) => "sparse",
+            Vector::Multi(_) => "multi",
+        };
+        self.check_vector(&query.vector_name, &query.vector, || field.to_owned())?;
         if !(1..=SearchQuery::LIMIT_MAX).contains(&query.limit) {
             let reason = format!("is {}, must be 1 to {}", query.limit, SearchQuery::LIMIT_MAX);
             return Err(InvalidInput::new("limit", reason));
@@ -249,20 +393,49 @@ impl CollectionSpec {
         self.prepare_vector(&query.vector_name, &mut query.vector);
     }
 
-    fn prepare_vector(&self, name: &str, values: &mut [f32]) {
-        if self.vectors.get(name).is_some_and(|spec| spec.metric == Metric::Cosine) {
-            vector::normalize(values);
+    fn prepare_vector(&self, name: &str, vector: &mut Vector) {
+        if self.vector(name).is_some_and(|spec| spec.metric() == Metric::Cosine) {
+            match vector {
+                Vector::Dense(values) => vector::normalize(values),
+                Vector::Multi(vector) => vector.normalize(),
+                Vector::Sparse(_) => {}
+            }
         }
     }
 
-    fn check_vector(&self, name: &str, values: &[f32], field: impl Fn() -> String) -> Result<(), InvalidInput> {
-        let spec = self.vectors.get(name).ok_or_else(|| InvalidInput::new(field(), self.unknown_vector(name)))?;
-        vector::check(values, spec.dimension as usize, spec.metric)
-            .map_err(|error| InvalidInput::new(field(), error.to_string()))
+    fn check_vector(&self, name: &str, vector: &Vector, field: impl Fn() -> String) -> Result<(), InvalidInput> {
+        let spec = self.vector(name).ok_or_else(|| InvalidInput::new(field(), self.unknown_vector(name)))?;
+        spec.check(vector).map_err(|error| InvalidInput::new(field(), error.to_string()))
+    }
+
+    /// The settings of a named vector.
+    pub fn vector(&self, name: &str) -> Option<AnySpec<'_>> {
+        let dense = self.vectors.get(name).map(AnySpec::Dense);
+        let sparse = || self.sparse_vectors.get(name).map(AnySpec::Sparse);
+        dense.or_else(sparse).or_else(|| self.multi_vectors.get(name).map(AnySpec::Multi))
+    }
+
+    /// The names of all vectors.
+    pub fn vector_names(&self) -> impl Iterator<Item = &str> {
+        let names = self.vectors.keys().chain(self.sparse_vectors.keys()).chain(self.multi_vectors.keys());
+        names.map(String::as_str)
+    }
+
+    /// What the archived form lacks; `None` where that is nothing.
+    pub fn later(&self) -> Option<LaterSpec> {
+        let later =
+            LaterSpec { sparse_vectors: self.sparse_vectors.clone(), multi_vectors: self.multi_vectors.clone() };
+        (later != LaterSpec::default()).then_some(later)
+    }
+
+    /// Takes back what [`CollectionSpec::later`] gave.
+    pub fn set_later(&mut self, later: LaterSpec) {
+        let LaterSpec { sparse_vectors, multi_vectors } = later;
+        (self.sparse_vectors, self.multi_vectors) = (sparse_vectors, multi_vectors);
     }
 
     fn unknown_vector(&self, name: &str) -> String {
-        let known: Vec<String> = self.vectors.keys().map(|known| format!("{known:?}")).collect();
+        let known: Vec<String> = self.vector_names().map(|known| format!("{known:?}")).collect();
         format!("{name:?} is not a vector of the collection {:?}, which has {}", self.name, known.join(", "))
     }
 }
@@ -270,14 +443,8 @@ impl CollectionSpec {
 impl VectorSpec {
     fn check(&self, name: &str) -> Result<(), InvalidInput> {
         let field = format!("vectors[{name:?}]");
-        if name.len() > CollectionSpec::NAME_BYTES_MAX || name.chars().any(char::is_control) {
-            let most = CollectionSpec::NAME_BYTES_MAX;
-            return Err(InvalidInput::new(field, format!("must have at most {most} bytes and no control characters")));
-        }
-        if !(1..=Self::DIMENSION_MAX).contains(&self.dimension) {
-            let reason = format!("is {}, must be 1 to {}", self.dimension, Self::DIMENSION_MAX);
-            return Err(InvalidInput::new(format!("{field}.dimension"), reason));
-        }
+        check_vector_name(name, &field)?;
+        check_dimension(self.dimension, &field)?;
         if self.scalar == ScalarKind::I8 && self.metric != Metric::Cosine {
             let reason = "i8 holds components in [-1, 1] and so serves cosine only; give f16 or f32";
             return Err(InvalidInput::new(format!("{field}.scalar"), reason));
@@ -320,7 +487,11 @@ pub fn check_payload(bytes: &[u8], field: &str) -> Result<(), InvalidInput> {
     payload::parse(bytes).map(drop).map_err(|error| InvalidInput::new(field, error.to_string()))
 }
 
-pub(crate) fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
+/// Checks a collection's name.
+///
+/// # Errors
+/// [`InvalidInput`] naming `field`.
+pub fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     if name.len() > CollectionSpec::NAME_BYTES_MAX || !starts_well || !name.chars().all(allowed) {
@@ -328,6 +499,22 @@ pub(crate) fn check_name(name: &str, field: &str) -> Result<(), InvalidInput> {
             field,
             "must be 1 to 128 of A-Z a-z 0-9 _ - . and start with a letter, a digit or _",
         ));
+    }
+    Ok(())
+}
+
+fn check_vector_name(name: &str, field: &str) -> Result<(), InvalidInput> {
+    let most = CollectionSpec::NAME_BYTES_MAX;
+    if name.len() > most || name.chars().any(char::is_control) {
+        return Err(InvalidInput::new(field, format!("must have at most {most} bytes and no control characters")));
+    }
+    Ok(())
+}
+
+fn check_dimension(dimension: u32, field: &str) -> Result<(), InvalidInput> {
+    if !(1..=VectorSpec::DIMENSION_MAX).contains(&dimension) {
+        let reason = format!("is {dimension}, must be 1 to {}", VectorSpec::DIMENSION_MAX);
+        return Err(InvalidInput::new(format!("{field}.dimension"), reason));
     }
     Ok(())
 }
@@ -361,6 +548,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::filter::Filter;
+    use crate::vector::SparseVector;
 
     pub(crate) fn spec(name: &str) -> CollectionSpec {
         let vector = |metric| VectorSpec { dimension: 2, metric, scalar: ScalarKind::default_for(metric) };
@@ -377,13 +565,23 @@ pub(crate) mod tests {
                 vector: String::new(),
                 text_field: "text".to_owned(),
             }),
+            sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
+            multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::Cosine })]),
         }
+    }
+
+    fn sparse(indices: &[u32]) -> Vector {
+        SparseVector::new(indices.to_vec(), vec![1.0; indices.len()]).unwrap().into()
+    }
+
+    fn multi(dimension: u32, components: &[f32]) -> Vector {
+        MultiVector::new(dimension, components.to_vec()).unwrap().into()
     }
 
     fn point(vectors: &[(&str, &[f32])], payload: &'static str) -> Point {
         Point {
             id: PointId::Number(1),
-            vectors: vectors.iter().map(|(name, values)| (name.to_string(), values.to_vec())).collect(),
+            vectors: vectors.iter().map(|(name, values)| (name.to_string(), values.to_vec().into())).collect(),
             payload_json: bytes::Bytes::from_static(payload.as_bytes()),
         }
     }
@@ -391,7 +589,7 @@ pub(crate) mod tests {
     fn query() -> SearchQuery {
         SearchQuery {
             vector_name: String::new(),
-            vector: vec![3.0, 4.0],
+            vector: vec![3.0, 4.0].into(),
             limit: 10,
             filter: None,
             exact: false,
@@ -406,12 +604,17 @@ pub(crate) mod tests {
     fn a_spec_out_of_bounds_is_refused_by_field() {
         assert_eq!(spec("books").check(), Ok(()));
         type Break = fn(&mut CollectionSpec);
-        let cases: [(&str, Break); 14] = [
+        let cases: [(&str, Break); 17] = [
             ("name", |s| s.name.clear()),
             ("name", |s| s.name = ".hidden".into()),
             ("name", |s| s.name = "a/b".into()),
             ("name", |s| s.name = "x".repeat(129)),
-            ("vectors", |s| s.vectors.clear()),
+            ("vectors", |s| (s.vectors, s.sparse_vectors, s.multi_vectors) = Default::default()),
+            ("sparse_vectors[\"l2\"]", |s| s.sparse_vectors.extend([("l2".to_owned(), SparseSpec::default())])),
+            ("multi_vectors[\"words\"]", |s| {
+                s.multi_vectors.extend([("words".to_owned(), MultiSpec { dimension: 2, metric: Metric::L2 })]);
+            }),
+            ("multi_vectors[\"tokens\"].dimension", |s| s.multi_vectors.get_mut("tokens").unwrap().dimension = 0),
             ("vectors[\"l2\"].dimension", |s| s.vectors.get_mut("l2").unwrap().dimension = 0),
             ("vectors[\"l2\"].scalar", |s| s.vectors.get_mut("l2").unwrap().scalar = ScalarKind::I8),
             ("payload_indexes[\"\"]", |s| s.payload_indexes.extend([(String::new(), FieldKind::Bool)])),
@@ -439,6 +642,14 @@ pub(crate) mod tests {
         assert_eq!(refused(point(&[("", &[1.0])], "")), "points[3].vectors[\"\"]");
         assert_eq!(refused(point(&[("", &[0.0, 0.0])], "")), "points[3].vectors[\"\"]");
         assert_eq!(refused(point(&[("l2", &[f32::NAN, 0.0])], "")), "points[3].vectors[\"l2\"]");
+        let with =
+            |name: &str, vector| Point { vectors: BTreeMap::from([(name.to_owned(), vector)]), ..point(&[], "") };
+        assert_eq!(spec.check_point(&with("words", sparse(&[9, 1])), "p"), Ok(()));
+        assert_eq!(spec.check_point(&with("tokens", multi(2, &[1.0, 0.0, 3.0, 4.0])), "p"), Ok(()));
+        assert_eq!(refused(with("words", vec![1.0, 2.0].into())), "points[3].vectors[\"words\"]");
+        assert_eq!(refused(with("tokens", multi(1, &[1.0]))), "points[3].vectors[\"tokens\"]");
+        assert_eq!(refused(with("tokens", multi(2, &[1.0, 0.0, 0.0, 0.0]))), "points[3].vectors[\"tokens\"]");
+        assert_eq!(refused(with("", sparse(&[1]))), "points[3].vectors[\"\"]");
         assert_eq!(refused(point(&[], "[1]")), "points[3].payload_json");
         assert_eq!(refused(point(&[], "{")), "points[3].payload_json");
         let text = Point { id: PointId::Text(String::new()), ..point(&[], "") };
@@ -452,11 +663,29 @@ pub(crate) mod tests {
         let spec = spec("books");
         let mut point = point(&[("", &[3.0, 4.0]), ("l2", &[3.0, 4.0])], "");
         spec.prepare_point(&mut point);
-        assert_eq!(point.vectors[""], [0.6, 0.8]);
-        assert_eq!(point.vectors["l2"], [3.0, 4.0]);
+        assert_eq!(point.vectors[""], vec![0.6, 0.8].into());
+        assert_eq!(point.vectors["l2"], vec![3.0, 4.0].into());
         let mut query = query();
         spec.prepare_query(&mut query);
-        assert_eq!(query.vector, [0.6, 0.8]);
+        assert_eq!(query.vector, vec![0.6, 0.8].into());
+        let mut query = SearchQuery { vector_name: "tokens".into(), vector: multi(2, &[3.0, 4.0, 0.0, 2.0]), ..query };
+        spec.prepare_query(&mut query);
+        assert_eq!(query.vector, multi(2, &[0.6, 0.8, 0.0, 1.0]));
+    }
+
+    #[test]
+    fn a_single_row_may_be_given_as_a_dense_vector() {
+        let spec = spec("books");
+        let mut point = point(&[("", &[3.0, 4.0]), ("tokens", &[3.0, 4.0])], "");
+        spec.adopt_point(&mut point);
+        assert_eq!(point.vectors[""], vec![3.0, 4.0].into());
+        assert_eq!(point.vectors["tokens"], multi(2, &[3.0, 4.0]));
+        let mut query = SearchQuery { vector_name: "tokens".into(), vector: vec![1.0].into(), ..query() };
+        spec.adopt_query(&mut query);
+        assert_eq!(spec.check_query(&query).unwrap_err().reason, "row 0 has 1 components, the collection wants 2");
+        query.vector = Vec::new().into();
+        spec.adopt_query(&mut query);
+        assert_eq!(spec.check_query(&query).unwrap_err().field, "vector", "no row at all");
     }
 
     #[test]
@@ -464,9 +693,11 @@ pub(crate) mod tests {
         let spec = spec("books");
         assert_eq!(spec.check_query(&query()), Ok(()));
         type Break = fn(&mut SearchQuery);
-        let cases: [(&str, Break); 7] = [
+        let cases: [(&str, Break); 9] = [
             ("vector_name", |q| q.vector_name = "title".into()),
-            ("vector", |q| q.vector.push(1.0)),
+            ("vector", |q| q.vector = vec![3.0, 4.0, 1.0].into()),
+            ("sparse", |q| q.vector = sparse(&[1])),
+            ("multi", |q| (q.vector_name, q.vector) = ("words".into(), multi(2, &[1.0, 0.0]))),
             ("limit", |q| q.limit = 0),
             ("limit", |q| q.limit = SearchQuery::LIMIT_MAX + 1),
             ("ef", |q| q.ef = Some(SearchQuery::EF_MAX + 1)),

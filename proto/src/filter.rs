@@ -6,7 +6,9 @@
 //! `Exists` wants at least one value that is not null; `IsNull` wants a null. An empty array holds no value. `NotIn` wants a
 //! value other than null that equals none of those given, and is not the opposite of `In`. A place on Earth is an object
 //! with the numbers `lat` and `lon`, in degrees; distances are great-circle ones on a sphere of [`EARTH_RADIUS_M`].
-//! `ValuesCount` counts what stands at the path as it is written: an array its items, anything else but null one.
+//! `ValuesCount` counts what stands at the path as it is written: an array its items, null and what is missing none, anything
+//! else one; where the path names several of them, any may have the count.
+//! `Words` compares texts by their words: what stands between letters and digits is no part of any, nor is case.
 //! `Nested` reads each object at the path as if it were a payload of its own.
 //!
 //! Numbers are compared by [`Number`], datetimes by [`datetime_micros`], everywhere: an index that keys its entries by
@@ -18,7 +20,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::collection::InvalidInput;
+use crate::collection::{CollectionSpec, InvalidInput};
 use crate::ids::PointId;
 use crate::payload::{self, Payload};
 
@@ -54,9 +56,21 @@ pub struct Range {
     pub lte: Option<Scalar>,
 }
 
-/// A condition over id and payload. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
+/// Which words of a text [`Filter::Words`] wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantedWords {
+    /// Every one, in any order.
+    All,
+    /// At least one.
+    Any,
+    /// Every one, one behind the other.
+    Phrase,
+}
+
+/// A condition over id, payload and which vectors there are. As JSON (in the command line): `{"equals":{"path":"lang","value":"en"}}`,
 /// `{"all":[…]}`, `{"any":[…]}`, `{"not":…}`, `{"in":{"path":…,"values":[…]}}`, `{"range":{"path":…,"gte":1}}`,
-/// `{"exists":"path"}`, `{"is_null":"path"}`, `{"ids":[…]}`.
+/// `{"exists":"path"}`, `{"is_null":"path"}`, `{"ids":[…]}`, `{"has_vector":"name"}`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Filter {
@@ -115,7 +129,23 @@ pub enum Filter {
         /// Not empty.
         text: String,
     },
-    /// A place at `path` lies in the box, on its edges included. A box whose west is east of its east crosses the
+    /// A string at `path` begins with `text`, byte by byte.
+    StartsWith {
+        /// Dotted path.
+        path: String,
+        /// May be empty: then every string does.
+        text: String,
+    },
+    /// A string at `path` has words of `text` among its own. Texts without a word match nothing.
+    Words {
+        /// Dotted path.
+        path: String,
+        /// Where the words are taken from.
+        text: String,
+        /// Which of them it has to have.
+        wanted: WantedWords,
+    },
+    /// A place at `path` lies in the box; its edges are not part of it, as they are not in Qdrant. A box whose west is east of its east crosses the
     /// antimeridian.
     GeoBox {
         /// Dotted path.
@@ -156,6 +186,8 @@ pub enum Filter {
         /// What one object must satisfy.
         filter: Box<Filter>,
     },
+    /// The point has a vector of this name.
+    HasVector(String),
 }
 
 /// A place on Earth, in degrees.
@@ -191,11 +223,9 @@ impl Place {
     }
 
     fn within_box(&self, top_left: &Place, bottom_right: &Place) -> bool {
-        let lon = match top_left.lon <= bottom_right.lon {
-            true => (top_left.lon..=bottom_right.lon).contains(&self.lon),
-            false => self.lon >= top_left.lon || self.lon <= bottom_right.lon,
-        };
-        lon && (bottom_right.lat..=top_left.lat).contains(&self.lat)
+        let (east_of, west_of) = (self.lon > top_left.lon, self.lon < bottom_right.lon);
+        let lon = if top_left.lon <= bottom_right.lon { east_of && west_of } else { east_of || west_of };
+        lon && self.lat > bottom_right.lat && self.lat < top_left.lat
     }
 
     /// Even-odd rule on the plane of degrees.
@@ -226,12 +256,13 @@ impl Filter {
     /// The longest string to compare with, in bytes.
     pub const TEXT_BYTES_MAX: usize = 65_536;
 
-    /// Whether a point with this id and payload satisfies the filter. This is the definition of every condition.
-    pub fn matches(&self, id: &PointId, payload: &Payload) -> bool {
+    /// Whether a point with this id and payload, and vectors of these names, satisfies the filter. This is the definition of
+    /// every condition.
+    pub fn matches(&self, id: &PointId, payload: &Payload, has_vector: &dyn Fn(&str) -> bool) -> bool {
         match self {
-            Filter::All(filters) => filters.iter().all(|filter| filter.matches(id, payload)),
-            Filter::Any(filters) => filters.iter().any(|filter| filter.matches(id, payload)),
-            Filter::Not(filter) => !filter.matches(id, payload),
+            Filter::All(filters) => filters.iter().all(|filter| filter.matches(id, payload, has_vector)),
+            Filter::Any(filters) => filters.iter().any(|filter| filter.matches(id, payload, has_vector)),
+            Filter::Not(filter) => !filter.matches(id, payload, has_vector),
             Filter::Equals { path, value } => any_value(payload, path, |found| value.equals(found)),
             Filter::In { path, values } => {
                 any_value(payload, path, |found| values.iter().any(|value| value.equals(found)))
@@ -245,13 +276,22 @@ impl Filter {
             Filter::Ids(ids) => ids.contains(id),
             Filter::AtLeast { count, filters } => {
                 let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
-                filters.iter().filter(|filter| filter.matches(id, payload)).take(wanted).count() >= wanted
+                filters.iter().filter(|filter| filter.matches(id, payload, has_vector)).take(wanted).count() >= wanted
             }
             Filter::NotIn { path, values } => {
                 any_value(payload, path, |found| !found.is_null() && !values.iter().any(|value| value.equals(found)))
             }
             Filter::Contains { path, text } => {
                 any_value(payload, path, |found| found.as_str().is_some_and(|found| found.contains(text)))
+            }
+            Filter::StartsWith { path, text } => {
+                any_value(payload, path, |found| found.as_str().is_some_and(|found| found.starts_with(text)))
+            }
+            Filter::Words { path, text, wanted } => {
+                let asked = words(text);
+                any_value(payload, path, |found| {
+                    found.as_str().is_some_and(|found| wanted.are_among(&asked, &words(found)))
+                })
             }
             Filter::GeoBox { path, top_left, bottom_right } => {
                 any_place(payload, path, |place| place.within_box(top_left, bottom_right))
@@ -264,13 +304,14 @@ impl Filter {
                 rings.next().unwrap_or(false) && !rings.any(|within| within)
             }),
             Filter::ValuesCount { path, range } => match range.bounds() {
-                Some(Bounds::Numbers(interval)) => interval.contains(&Number::from_int(count_values(payload, path))),
+                Some(Bounds::Numbers(interval)) => any_count(payload, path, |count| interval.contains(&count)),
                 _ => false,
             },
             Filter::Nested { path, filter } => any_value(payload, path, |found| match found {
-                Value::Object(object) => filter.matches(id, object),
+                Value::Object(object) => filter.matches(id, object, has_vector),
                 _ => false,
             }),
+            Filter::HasVector(name) => has_vector(name),
         }
     }
 
@@ -478,8 +519,8 @@ fn compare_whole(whole: i128, float: f64) -> Ordering {
     if whole <= float.floor() as i128 { Ordering::Less } else { Ordering::Greater }
 }
 
-/// An RFC 3339 datetime (of UTC where it has no offset; at midnight where it is a date) as microseconds since 1970-01-01T00:00:00Z, finer digits cut off; `None`
-/// where the text is not one or its year lies outside −9999 to 9999.
+/// An RFC 3339 datetime (of UTC where it has no offset; at midnight where it is a date) as microseconds since
+/// 1970-01-01T00:00:00Z, finer digits cut off; `None` where the text is not one or its year lies outside −9999 to 9999.
 pub fn datetime_micros(text: &str) -> Option<i64> {
     // A date starts with its year. Most strings of a payload are no dates, and this spares them the parser.
     if !text.starts_with(|first: char| first.is_ascii_digit() || first == '-' || first == '+') {
@@ -488,9 +529,32 @@ pub fn datetime_micros(text: &str) -> Option<i64> {
     if let Ok(instant) = text.parse::<jiff::Timestamp>() {
         return Some(instant.as_microsecond());
     }
-    // As it is taken elsewhere too (Qdrant): a datetime without an offset, or a date, is one of UTC.
+    // As it is taken elsewhere too (Qdrant): a space may stand before the offset, and a datetime without an offset, or a
+    // date, is one of UTC.
+    if let Some((before, offset)) = text.rsplit_once(' ')
+        && offset.starts_with(['+', '-'])
+        && let Ok(instant) = format!("{before}{offset}").parse::<jiff::Timestamp>()
+    {
+        return Some(instant.as_microsecond());
+    }
     let civil = text.parse::<jiff::civil::DateTime>().ok()?;
     civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp().as_microsecond())
+}
+
+/// The words of a text, in order, in lower case.
+fn words(text: &str) -> Vec<String> {
+    let between = |letter: char| !letter.is_alphanumeric();
+    text.split(between).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+}
+
+impl WantedWords {
+    fn are_among(self, asked: &[String], words: &[String]) -> bool {
+        match self {
+            Self::All => !asked.is_empty() && asked.iter().all(|word| words.contains(word)),
+            Self::Any => asked.iter().any(|word| words.contains(word)),
+            Self::Phrase => !asked.is_empty() && words.windows(asked.len()).any(|run| run == asked),
+        }
+    }
 }
 
 fn any_value(payload: &Payload, path: &str, mut wanted: impl FnMut(&Value) -> bool) -> bool {
@@ -503,16 +567,18 @@ fn any_place(payload: &Payload, path: &str, mut wanted: impl FnMut(Place) -> boo
     any_value(payload, path, |found| Place::from_json(found).is_some_and(&mut wanted))
 }
 
-fn count_values(payload: &Payload, path: &str) -> i64 {
-    let mut count = 0_usize;
+fn any_count(payload: &Payload, path: &str, mut wanted: impl FnMut(Number) -> bool) -> bool {
+    let (mut any, mut missing) = (false, true);
     payload::visit_written(payload, path, &mut |found| {
-        count += match found {
-            Value::Array(items) => items.len(),
+        missing = false;
+        let count = match found {
+            Value::Array(items) => i64::try_from(items.len()).unwrap_or(i64::MAX),
             Value::Null => 0,
             _ => 1,
         };
+        any = any || wanted(Number::from_int(count));
     });
-    i64::try_from(count).unwrap_or(i64::MAX)
+    any || (missing && wanted(Number::from_int(0)))
 }
 
 fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
@@ -527,6 +593,8 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
         }
         Filter::NotIn { path, .. }
         | Filter::Contains { path, .. }
+        | Filter::StartsWith { path, .. }
+        | Filter::Words { path, .. }
         | Filter::GeoBox { path, .. }
         | Filter::GeoRadius { path, .. }
         | Filter::GeoPolygon { path, .. }
@@ -535,7 +603,7 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
             paths.insert(path);
         }
         Filter::AtLeast { filters, .. } => filters.iter().for_each(|filter| collect_paths(filter, paths)),
-        Filter::Ids(_) => {}
+        Filter::Ids(_) | Filter::HasVector(_) => {}
     }
 }
 
@@ -594,6 +662,12 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
         }
         Filter::Exists(path) => check_path(path, &format!("{field}.exists")),
         Filter::IsNull(path) => check_path(path, &format!("{field}.is_null")),
+        Filter::HasVector(name) if name.len() > CollectionSpec::NAME_BYTES_MAX => {
+            let reason =
+                format!("has {} bytes, no vector's name has more than {}", name.len(), CollectionSpec::NAME_BYTES_MAX);
+            Err(InvalidInput::new(format!("{field}.has_vector"), reason))
+        }
+        Filter::HasVector(_) => Ok(()),
         Filter::Ids(ids) => {
             let field = format!("{field}.ids");
             budget.take_values(&field, ids.len())?;
@@ -626,6 +700,12 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
                 return Err(InvalidInput::new(field, "is empty; give what to look for"));
             }
             check_scalar(&Scalar::Text(text.clone()), move || field.clone())
+        }
+        Filter::StartsWith { path, text } | Filter::Words { path, text, .. } => {
+            let kind = if matches!(filter, Filter::Words { .. }) { "words" } else { "starts_with" };
+            let field = format!("{field}.{kind}");
+            check_path(path, &format!("{field}.path"))?;
+            check_scalar(&Scalar::Text(text.clone()), move || format!("{field}.text"))
         }
         Filter::GeoBox { path, top_left, bottom_right } => {
             let field = format!("{field}.geo_box");
@@ -761,7 +841,16 @@ mod tests {
     fn matches(filter: Value, payload: Value) -> bool {
         let filter: Filter = serde_json::from_value(filter).unwrap();
         filter.check().unwrap();
-        filter.matches(&PointId::Number(7), payload.as_object().unwrap())
+        filter.matches(&PointId::Number(7), payload.as_object().unwrap(), &|name| name == "words")
+    }
+
+    #[test]
+    fn a_vector_is_there_or_not_whatever_the_payload() {
+        assert!(matches(json!({"has_vector": "words"}), json!({})));
+        assert!(!matches(json!({"has_vector": ""}), json!({"": 1, "words": 1})));
+        assert!(matches(json!({"all": [{"not": {"has_vector": "title"}}, {"exists": "a"}]}), json!({"a": 1})));
+        let long = Filter::HasVector("x".repeat(129));
+        assert_eq!(long.check().unwrap_err().field, "filter.has_vector");
     }
 
     #[test]
@@ -839,8 +928,9 @@ mod tests {
         assert!(!matches(json!({"range": {"path": "name", "gt": "2024-05-01T10:00:00Z"}}), payload.clone()));
         assert!(!matches(json!({"range": {"path": "at", "gt": 0}}), payload));
         assert_eq!(datetime_micros("1970-01-01T00:00:01.5Z"), Some(1_500_000));
-        assert_eq!(datetime_micros("2024-05-01"), None);
-        assert_eq!(datetime_micros("2024-05-01T10:00:00"), None, "a datetime without an offset names no instant");
+        assert_eq!(datetime_micros("2024-05-01"), datetime_micros("2024-05-01T00:00:00Z"));
+        assert_eq!(datetime_micros("2024-05-01T10:00:00"), datetime_micros("2024-05-01T10:00:00Z"));
+        assert_eq!(datetime_micros("2024-05"), None);
     }
 
     #[test]

@@ -3,21 +3,21 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::ids::{PointId, Version};
-use crate::vector::Metric;
+use crate::vector::{Metric, Vector};
 
 /// One answer to a search.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Hit {
     /// The point.
     pub id: PointId,
-    /// Similarity (cosine, dot) or distance (L2).
+    /// Similarity (cosine, dot, sparse) or distance (L2).
     pub score: f32,
     /// The point's version where it was read.
     pub version: Version,
     /// Payload bytes; empty where not asked for.
     pub payload_json: bytes::Bytes,
     /// Vectors; empty where not asked for.
-    pub vectors: BTreeMap<String, Vec<f32>>,
+    pub vectors: BTreeMap<String, Vector>,
 }
 
 /// Nearer first; equal scores by id. Total, also over NaN.

@@ -32,7 +32,8 @@ pub fn parse(bytes: &[u8]) -> Result<Payload, PayloadError> {
 
 /// Visits every value that `path` names: keys joined by dots, descending through arrays element by element (`tags`
 /// over `["a","b"]` visits the array's elements as well as paths like `items.name` over an array of objects). A key
-/// that itself contains a dot is found where the whole remaining path names it.
+/// that itself contains a dot is found where the whole remaining path names it. Brackets behind a key choose among the
+/// items of its array: `tags[0]` the first, `tags[]` each.
 pub fn visit<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
     descend(payload, path, &mut |value| visit_leaf(value, found));
 }
@@ -43,18 +44,44 @@ pub fn visit_written<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut
 }
 
 fn descend<'a>(object: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
-    if let Some(value) = object.get(path) {
-        found(value);
+    if at_key(object, path, found) {
         return;
     }
     let mut from = 0;
     while let Some(dot) = path[from..].find('.') {
         let (key, rest) = (&path[..from + dot], &path[from + dot + 1..]);
-        if let Some(value) = object.get(key) {
-            descend_value(value, rest, found);
+        if at_key(object, key, &mut |value| descend_value(value, rest, found)) {
             return;
         }
         from += dot + 1;
+    }
+}
+
+/// Visits what a key with its brackets names; whether there is such a key.
+fn at_key<'a>(object: &'a Payload, key: &str, found: &mut dyn FnMut(&'a Value)) -> bool {
+    if let Some(value) = object.get(key) {
+        found(value);
+        return true;
+    }
+    let Some((key, places)) = key.find('[').map(|at| key.split_at(at)) else { return false };
+    if places.contains('.') {
+        return false; // more than a key with its brackets
+    }
+    let value = if key.is_empty() { None } else { object.get(key) };
+    value.map(|value| at_places(value, places, found)).is_some()
+}
+
+/// Visits the items that brackets, and nothing but brackets, name.
+fn at_places<'a>(value: &'a Value, places: &str, found: &mut dyn FnMut(&'a Value)) {
+    if places.is_empty() {
+        return found(value);
+    }
+    let place = places.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (Some((place, rest)), Value::Array(items)) = (place, value) else { return };
+    match (place, place.parse::<usize>()) {
+        ("", _) => items.iter().for_each(|item| at_places(item, rest, found)),
+        (_, Ok(at)) => items.get(at).into_iter().for_each(|item| at_places(item, rest, found)),
+        (_, Err(_)) => {}
     }
 }
 
@@ -81,11 +108,32 @@ mod tests {
     use crate::ids::PointId;
 
     #[test]
+    fn brackets_choose_items() {
+        let payload = parse(br#"{"a":[[1,2],[3,4,5]],"b":[{"c":[6,7]},{"c":[8]}],"d[0]":9,"e":1}"#).unwrap();
+        let seen = |path: &str| {
+            let mut seen = Vec::new();
+            visit(&payload, path, &mut |value| seen.push(value.as_i64().unwrap()));
+            seen
+        };
+        assert_eq!(seen("a[0]"), [1, 2]);
+        assert_eq!(seen("a[1][2]"), [5]);
+        assert_eq!(seen("a[][1]"), [2, 4]);
+        assert_eq!(seen("a[][]"), [1, 2, 3, 4, 5]);
+        assert_eq!(seen("b[1].c"), [8]);
+        assert_eq!(seen("b[].c[0]"), [6, 8]);
+        assert_eq!(seen("b[].c"), [6, 7, 8]);
+        assert_eq!(seen("d[0]"), [9]);
+        for nothing in ["a[2]", "a[x]", "a[0", "e[0]", "e[]", "[0]", "a[0]x", "f[0]"] {
+            assert!(seen(nothing).is_empty(), "{nothing}");
+        }
+    }
+
+    #[test]
     fn a_number_is_read_as_the_one_that_was_written() {
         let number = 2.216_326_328_312_06e173_f64.next_down();
         let payload = parse(format!("{{\"a\":{number:e}}}").as_bytes()).unwrap();
         assert_eq!(payload["a"].as_f64(), Some(number));
         let filter = Filter::Equals { path: "a".to_owned(), value: Scalar::Float(number) };
-        assert!(filter.matches(&PointId::Number(1), &payload));
+        assert!(filter.matches(&PointId::Number(1), &payload, &|_| false));
     }
 }

@@ -1,13 +1,14 @@
 //! What is asked.
 use crate::filter::Filter;
+use crate::vector::Vector;
 
 /// One nearest-neighbour question. Validate with [`crate::collection::CollectionSpec::check_query`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct SearchQuery {
     /// Which named vector; "" is the default one.
     pub vector_name: String,
-    /// The query vector.
-    pub vector: Vec<f32>,
+    /// The query vector, of the named vector's kind.
+    pub vector: Vector,
     /// Hits wanted, 1 to [`SearchQuery::LIMIT_MAX`].
     pub limit: usize,
     /// Only points that match.

@@ -13,3 +13,6 @@ pub fn is_host_port(address: &str) -> bool {
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
+
+/// The descriptors of [`self`], encoded, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nearring.bin"));

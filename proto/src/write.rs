@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{PointId, Version};
+use crate::vector::Vector;
 
 /// A point as a writer hands it in.
 #[derive(Clone, PartialEq, Debug)]
@@ -9,7 +10,7 @@ pub struct Point {
     /// Its id.
     pub id: PointId,
     /// Named vectors; cosine ones are normalised by the router before they are proposed.
-    pub vectors: BTreeMap<String, Vec<f32>>,
+    pub vectors: BTreeMap<String, Vector>,
     /// A JSON object, as bytes; empty means `{}`.
     pub payload_json: bytes::Bytes,
 }
@@ -59,5 +60,5 @@ pub struct PointRecord {
     /// A JSON object, as bytes; empty where not asked for.
     pub payload_json: bytes::Bytes,
     /// Named vectors; empty where not asked for.
-    pub vectors: BTreeMap<String, Vec<f32>>,
+    pub vectors: BTreeMap<String, Vector>,
 }

@@ -13,6 +13,8 @@
 //! Answers from documents, in the order in which data flows: [`documents`] cuts texts into chunks, [`embed`] gives chunks
 //! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
 //! answer that [`generate`] writes. Embedder and generator may be servers of others: [`model_server`].
+//!
+//! Collections come from elsewhere too: [`qdrant_server`] reads another server that speaks Qdrant's API.
 // Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -24,10 +26,12 @@ pub mod embed;
 pub mod failure;
 pub mod gateway;
 pub mod generate;
+mod http_client;
 pub mod merge;
 pub mod model_server;
 pub mod pipeline;
 pub mod plan;
+pub mod qdrant_server;
 pub mod rag;
 pub mod rerank;
 pub mod router;

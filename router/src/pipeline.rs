@@ -26,7 +26,7 @@ mod writes;
 
 pub use documents::{AskAnswer, DocumentWritten};
 pub use operations::{ClusterStatus, Verified};
-pub use reads::{CountAnswer, GetAnswer, ScrollAnswer, ScrollWanted, SearchAnswer, Wants};
+pub use reads::{CountAnswer, FacetAnswer, GetAnswer, ScrollAnswer, ScrollWanted, SearchAnswer, Wants};
 pub use writes::{ShardWriteError, WriteAnswer};
 
 /// Everything that requests need. Cheap to clone.

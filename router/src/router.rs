@@ -7,17 +7,21 @@ use futures::Stream;
 use nearring_proto::clock::Clock;
 use nearring_proto::collection::InvalidInput;
 use nearring_proto::wire::Dial;
-use nearring_proto::wire::nearring_server::NearringServer;
+use nearring_proto::wire::nearring_server::{self, NearringServer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::cluster_view::ClusterView;
 use crate::compute::Compute;
 use crate::embed::{self, EmbedError, Embedder, Embedders, Static256};
 use crate::gateway::native::Native;
+use crate::gateway::qdrant::grpc;
 use crate::generate::{self, Extractive, Generator};
 use crate::pipeline::Pipeline;
 use crate::settings::Settings;
@@ -48,6 +52,9 @@ pub enum RouterError {
     /// The HTTP server failed.
     #[error("the HTTP server failed: {0}")]
     Http(io::Error),
+    /// The descriptors of the gRPC services cannot be read.
+    #[error("reflection: {0}")]
+    Reflection(String),
 }
 
 impl RouterBuilder {
@@ -168,6 +175,30 @@ impl Router {
         NearringServer::new(self.native.clone()).max_decoding_message_size(most).max_encoding_message_size(most)
     }
 
+    /// Everything that is served over gRPC: the service `Nearring`, those of Qdrant, health and reflection (also as it was
+    /// called before it was a standard, since many tools ask for that).
+    ///
+    /// # Errors
+    /// [`RouterError::Reflection`], which would be a fault of the build.
+    async fn grpc(&self) -> Result<(tonic::service::Routes, HealthReporter), RouterError> {
+        let (health, healthy) = tonic_health::server::health_reporter();
+        for service in services() {
+            health.set_service_status(service, ServingStatus::Serving).await;
+        }
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(nearring_proto::wire::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(nearring_proto::qdrant::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let failed = |error: tonic_reflection::server::Error| RouterError::Reflection(error.to_string());
+        let routes = tonic::service::Routes::new(self.service())
+            .add_service(healthy)
+            .add_service(reflection().build_v1().map_err(failed)?)
+            .add_service(reflection().build_v1alpha().map_err(failed)?);
+        Ok((grpc::add_to(routes, self.pipeline().clone()), health))
+    }
+
     /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
     pub fn rest(&self) -> axum::Router {
         let openai = crate::gateway::openai::app(self.pipeline().clone(), Clock::system());
@@ -189,7 +220,8 @@ impl Router {
         axum::serve(listener, self.rest()).with_graceful_shutdown(shutdown).await.map_err(RouterError::Http)
     }
 
-    /// Serves `incoming` connections until `shutdown` is done; requests under way are finished.
+    /// Serves `incoming` connections until `shutdown` is done; requests under way are finished, as long as one may take that
+    /// gives no deadline of its own.
     ///
     /// # Errors
     /// [`RouterError::Server`].
@@ -199,9 +231,33 @@ impl Router {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         F: Future<Output = ()>,
     {
-        let server = tonic::transport::Server::builder().add_service(self.service());
-        Ok(server.serve_with_incoming_shutdown(incoming, shutdown).await?)
+        let (routes, mut health) = self.grpc().await?;
+        let deadlines = self.pipeline().settings().deadlines;
+        let stopped = CancellationToken::new();
+        let stopping = async {
+            shutdown.await;
+            for service in services() {
+                health.set_service_status(service, ServingStatus::NotServing).await;
+                // Whoever watches is told so, and its stream ends: the server waits for every stream.
+                health.clear_service_status(service).await;
+            }
+            stopped.cancel();
+        };
+        let server = tonic::transport::Server::builder().add_routes(routes);
+        tokio::select! {
+            served = server.serve_with_incoming_shutdown(incoming, stopping) => Ok(served?),
+            // Streams whose clients neither ask nor leave, as those of reflection, would keep it for ever.
+            () = async {
+                stopped.cancelled().await;
+                tokio::time::sleep(deadlines.write.max(deadlines.read)).await;
+            } => Ok(()),
+        }
     }
+}
+
+/// The services whose health is told. The empty name stands for the whole router.
+fn services() -> impl Iterator<Item = &'static str> {
+    ["", nearring_server::SERVICE_NAME].into_iter().chain(grpc::SERVICES)
 }
 
 fn within(outer: &str, error: InvalidInput) -> InvalidInput {

@@ -3,74 +3,37 @@
 
 #[path = "support/model_server.rs"]
 mod model_server;
+#[path = "support/running.rs"]
+mod running;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine;
-use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use nearring_node::node::NodeBuilder;
-use nearring_node::store::EngineKind;
+use http::StatusCode;
+use http_body_util::BodyExt;
 use nearring_proto::collection::{CollectionSpec, DocumentSpec, IndexSpec, VectorSpec};
-use nearring_proto::ids::NodeId;
 use nearring_proto::vector::{Metric, ScalarKind};
 use nearring_proto::write::Point;
 use nearring_router::model_server::retry::Retries;
 use nearring_router::model_server::{ApiKey, ModelServerSettings};
-use nearring_router::pipeline::Pipeline;
-use nearring_router::router::RouterBuilder;
 use nearring_router::settings::{EmbedderSettings, Settings};
 use serde_json::{Value, json};
-use tokio_stream::wrappers::TcpListenerStream;
 
 use model_server::{Fault, ModelServer};
+use running::Running;
 
 const ANTS: &str =
     "# Ants\n\nAnts live in large colonies under the ground. The queen ant lays all the eggs of the colony.";
 const SHIPS: &str = "# Ships\n\nShips are steered with a rudder. A sail catches the wind and drives the ship forward.";
 const QUESTION: &str = "Which ant lays the eggs?";
 
-/// One node and a router before it.
-struct Running {
-    pipeline: Pipeline,
-    http: Client<HttpConnector, Full<Bytes>>,
-    url: String,
-    _data: tempfile::TempDir,
-}
-
-async fn start(change: impl FnOnce(&mut Settings)) -> Running {
-    let bind = || async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() };
-    let data = tempfile::tempdir().unwrap();
-    let (node, http) = (bind().await, bind().await);
-    let address = node.local_addr().unwrap().to_string();
-    let seeds = vec![(NodeId(1), address.clone())];
-    let of_node = nearring_node::settings::Settings::new(NodeId(1), data.path().join("1"), address.clone(), seeds);
-    let node_builder = NodeBuilder::new(of_node).engine(EngineKind::Memory).seed(1);
-    tokio::spawn(node_builder.serve(TcpListenerStream::new(node), std::future::pending()));
-    let mut settings = Settings::new(vec![address]);
-    settings.deadlines.read = Duration::from_secs(20);
-    change(&mut settings);
-    let router = RouterBuilder::new(settings).seed(3).start().unwrap();
-    let pipeline = router.pipeline().clone();
-    let url = url(http.local_addr().unwrap());
-    tokio::spawn(router.serve_rest(http, std::future::pending()));
-    Running { pipeline, http: Client::builder(TokioExecutor::new()).build_http(), url, _data: data }
-}
-
-fn url(address: SocketAddr) -> String {
-    format!("http://{address}/v1")
-}
-
 fn spec(name: &str, dimension: u32, documents: Option<DocumentSpec>) -> CollectionSpec {
     let vector = VectorSpec { dimension, metric: Metric::Cosine, scalar: ScalarKind::default_for(Metric::Cosine) };
     CollectionSpec {
         name: name.to_owned(),
         vectors: [(String::new(), vector)].into(),
+        sparse_vectors: Default::default(),
+        multi_vectors: Default::default(),
         payload_indexes: Default::default(),
         shard_count: 1,
         replication_factor: 1,
@@ -80,7 +43,19 @@ fn spec(name: &str, dimension: u32, documents: Option<DocumentSpec>) -> Collecti
     }
 }
 
-impl Running {
+async fn start(change: impl FnOnce(&mut Settings)) -> Running {
+    running::start("/v1", change).await
+}
+
+/// What these tests ask of it.
+trait OpenAi: Sized {
+    async fn create(&self, spec: CollectionSpec);
+    async fn with_notes(self, embedder: &str, dimension: u32) -> Self;
+    async fn chat(&self, more: Value) -> (StatusCode, Value);
+    async fn streamed(&self, more: Value) -> Vec<Value>;
+}
+
+impl OpenAi for Running {
     async fn create(&self, spec: CollectionSpec) {
         // The node may still be forming its cluster.
         for _ in 0..200 {
@@ -101,23 +76,6 @@ impl Running {
             put.await.unwrap();
         }
         self
-    }
-
-    async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> (StatusCode, HeaderMap, Bytes) {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("content-type", "application/json")
-            .header("authorization", "Bearer sk-anything")
-            .body(Full::new(body.into()))
-            .unwrap();
-        let (head, body) = self.http.request(request).await.unwrap().into_parts();
-        (head.status, head.headers, body.collect().await.unwrap().to_bytes())
-    }
-
-    async fn json(&self, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
-        let (status, _, body) = self.send(method, path, body.to_string()).await;
-        (status, serde_json::from_slice(&body).unwrap())
     }
 
     async fn chat(&self, more: Value) -> (StatusCode, Value) {
@@ -197,7 +155,7 @@ async fn models_are_what_can_be_asked_and_points_of_langchain_can_be() {
     let vectors = running.pipeline.embed("", texts.map(str::to_owned).to_vec()).await.unwrap();
     let points = (1..).zip(texts.iter().zip(vectors)).map(|(id, (text, vector)): (u64, _)| {
         let payload = json!({"page_content": text, "metadata": {"source": format!("{id}.md")}});
-        let vectors = [(String::new(), vector)].into();
+        let vectors = [(String::new(), vector.into())].into();
         (Point { id: id.into(), vectors, payload_json: payload.to_string().into() }, None)
     });
     running.pipeline.upsert("langchain", points.collect(), None, None).await.unwrap();
@@ -306,8 +264,10 @@ async fn what_is_wrong_is_told_as_openai_tells_it() {
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["error"]["type"], "invalid_request_error");
     // Qdrant's API beside it answers in its own form.
-    let (status, body) = running.json("GET", "/../collections/none", json!({})).await;
-    assert_eq!((status, body["error"].is_null()), (StatusCode::NOT_FOUND, false), "{body}");
+    let beside = running.url.replace("/v1", "/collections/none").parse().unwrap();
+    let (head, body) = running.http.get(beside).await.unwrap().into_parts();
+    let body: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!((head.status, body["status"]["error"].is_string()), (StatusCode::NOT_FOUND, true), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,11 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use nearring_proto::ids::{ClusterId, Incarnation, NodeId, PointId, ShardId};
 use nearring_proto::placement::table::{Change, Node, Table};
+use nearring_proto::vector::SparseVector;
 use nearring_proto::wire::nearring_client::NearringClient;
 use nearring_proto::wire::node_data_server::{NodeData, NodeDataServer};
 use nearring_proto::wire::{self, node_write_request::Op};
+use nearring_router::plan::idf::inverse_frequency;
 use nearring_router::router::RouterBuilder;
 use nearring_router::settings::Settings;
 use tokio::sync::watch;
@@ -27,6 +29,8 @@ struct World {
     leader: Mutex<u64>,
     /// Search errors, by node and shard; node 0 is every node.
     search_errors: Mutex<BTreeMap<(u64, u64), &'static str>>,
+    /// Shards of which nobody tells how often indices occur.
+    uncounted: Mutex<BTreeSet<u64>>,
     /// Nodes that never answer a search.
     silent: Mutex<BTreeSet<u64>>,
     /// How the next writes to a shard end; afterwards they succeed.
@@ -168,13 +172,18 @@ impl NodeData for Fake {
             .collect();
         let more = all.len() > request.limit as usize;
         let points = all.into_iter().take(request.limit as usize).collect();
-        Ok(Response::new(wire::NodeScrollReply { points, position: self.world.position(request.shard), more }))
+        let position = self.world.position(request.shard);
+        Ok(Response::new(wire::NodeScrollReply { points, position, more, order_values: Vec::new() }))
     }
 
     async fn count(&self, request: Request<wire::NodeCountRequest>) -> Result<Response<wire::NodeCountReply>, Status> {
         let shard = request.into_inner().shard;
         let count = self.world.shard(shard).len() as u64;
         Ok(Response::new(wire::NodeCountReply { count, position: self.world.position(shard) }))
+    }
+
+    async fn facet(&self, _: Request<wire::NodeFacetRequest>) -> Result<Response<wire::NodeFacetReply>, Status> {
+        Err(Status::unimplemented("not scripted"))
     }
 
     async fn search(
@@ -255,11 +264,35 @@ impl NodeData for Fake {
         let digest = bytes::Bytes::from_static(digest);
         Ok(Response::new(wire::ReplicaDigest { shard, node: self.node, index, digest, ..Default::default() }))
     }
+
+    async fn frequencies(
+        &self,
+        request: Request<wire::NodeFrequenciesRequest>,
+    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
+        let request = request.into_inner();
+        if self.world.uncounted.lock().unwrap().contains(&request.shard) {
+            return Err(refusal(Code::Unavailable, "behind"));
+        }
+        let shard = self.world.shard(request.shard);
+        let of = |terms: &wire::node_frequencies_request::Terms| {
+            let vectors = shard.values().flat_map(|point| &point.vectors);
+            let vectors = vectors.filter(|vector| vector.name == terms.vector_name).filter_map(|v| v.sparse.as_ref());
+            let vectors: Vec<&wire::SparseVector> = vectors.collect();
+            let with = |index| vectors.iter().filter(|vector| vector.indices.contains(index)).count() as u64;
+            let with = terms.indices.iter().map(with).collect();
+            wire::node_frequencies_reply::Frequencies { vectors: vectors.len() as u64, with }
+        };
+        let frequencies = request.terms.iter().map(of).collect();
+        Ok(Response::new(wire::NodeFrequenciesReply { frequencies, position: self.world.position(request.shard) }))
+    }
 }
 
 fn hit(point: &wire::Point, query: &wire::SearchQuery) -> Option<wire::Hit> {
     let vector = point.vectors.iter().find(|vector| vector.name == query.vector_name)?;
-    let score = vector.values.iter().zip(&query.vector).map(|(a, b)| a * b).sum();
+    let score = match (&vector.sparse, &query.sparse) {
+        (Some(held), Some(asked)) => sparse(held).dot(&sparse(asked))?,
+        _ => vector.values.iter().zip(&query.vector).map(|(a, b)| a * b).sum(),
+    };
     Some(wire::Hit {
         id: point.id.clone(),
         score,
@@ -267,6 +300,10 @@ fn hit(point: &wire::Point, query: &wire::SearchQuery) -> Option<wire::Hit> {
         payload_json: point.payload_json.clone(),
         vectors: vec![],
     })
+}
+
+fn sparse(vector: &wire::SparseVector) -> SparseVector {
+    SparseVector::new(vector.indices.clone(), vector.values.clone()).unwrap()
 }
 
 struct Cluster {
@@ -292,6 +329,7 @@ async fn cluster(dead: &[u64], change: impl FnOnce(&mut Settings)) -> Cluster {
         points: Mutex::default(),
         leader: Mutex::new(2),
         search_errors: Mutex::default(),
+        uncounted: Mutex::default(),
         silent: Mutex::default(),
         write_errors: Mutex::default(),
         writes: Mutex::default(),
@@ -319,9 +357,18 @@ fn id(number: u64) -> Option<wire::PointId> {
 
 fn point(number: u64) -> wire::UpsertPoint {
     let angle = number as f32 / 20.0;
-    let vectors = vec![wire::NamedVector { name: String::new(), values: vec![angle.cos() * 2.0, angle.sin() * 2.0] }];
+    let values = vec![angle.cos() * 2.0, angle.sin() * 2.0];
+    let vectors = vec![wire::NamedVector { values, ..Default::default() }, words(number)];
     let point = wire::Point { id: id(number), vectors, payload_json: bytes::Bytes::from_static(b"{\"a\":1}") };
     wire::UpsertPoint { point: Some(point), precondition: None }
+}
+
+/// Every point has index 0, every other one index 1, and so on.
+fn words(number: u64) -> wire::NamedVector {
+    let indices: Vec<u32> = (0..4).filter(|index| number.is_multiple_of(1 << index)).collect();
+    let values = indices.iter().map(|index| 1.0 + (number % 5) as f32 + *index as f32).collect();
+    let sparse = Some(wire::SparseVector { indices, values });
+    wire::NamedVector { name: "words".into(), sparse, ..Default::default() }
 }
 
 fn upsert(numbers: impl IntoIterator<Item = u64>) -> wire::UpsertRequest {
@@ -349,6 +396,10 @@ impl Cluster {
         let spec = wire::CollectionSpec {
             name: "c".into(),
             vectors: BTreeMap::from([(String::new(), vector)]),
+            sparse_vectors: BTreeMap::from([(
+                "words".into(),
+                wire::SparseSpec { modifier: wire::Modifier::Idf.into() },
+            )]),
             shard_count: 3,
             ..Default::default()
         };
@@ -463,6 +514,80 @@ async fn with_a_dead_node_and_a_leader_elsewhere_everything_works() {
     assert!(cluster.client.delete_collection(delete.clone()).await.unwrap().into_inner().existed);
     assert!(!cluster.client.delete_collection(delete).await.unwrap().into_inner().existed);
     assert_eq!(cluster.client.search(query(1)).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn sparse_queries_are_weighted_by_what_all_shards_count_together() {
+    let mut cluster = cluster(&[], |_| ()).await;
+    let shards = cluster.create().await;
+    cluster.client.upsert(upsert(0..30)).await.unwrap();
+    let sparse = wire::SparseVector { indices: vec![3, 0, 9, 1], values: vec![0.5, 1.0, 7.0, 2.0] };
+    let query = |sparse: wire::SparseVector, full_coverage| wire::SearchRequest {
+        collection: "c".into(),
+        query: Some(wire::SearchQuery {
+            vector_name: "words".into(),
+            sparse: Some(sparse),
+            limit: 30,
+            ..Default::default()
+        }),
+        read: Some(wire::ReadOptions { full_coverage, ..Default::default() }),
+        ..Default::default()
+    };
+    // By the definition, over these points.
+    let expected = |numbers: &[u64]| {
+        let all = numbers.len() as u64;
+        let weighed = self::sparse(&sparse).map_values(|_, index, value| {
+            let with = numbers.iter().filter(|number| words(**number).sparse.unwrap().indices.contains(&index)).count();
+            (f64::from(value) * inverse_frequency(all, with as u64)) as f32
+        });
+        let score = |number: &u64| (*number, self::sparse(&words(*number).sparse.unwrap()).dot(&weighed).unwrap());
+        let mut scores: Vec<(u64, f32)> = numbers.iter().map(score).collect();
+        scores.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        scores
+    };
+    let found = |reply: wire::SearchReply| -> Vec<(u64, f32)> {
+        let scores: Vec<f32> = reply.hits.iter().map(|hit| hit.score).collect();
+        numbers(reply.hits.into_iter().map(|hit| hit.id)).into_iter().zip(scores).collect()
+    };
+    let near = |found: Vec<(u64, f32)>, expected: Vec<(u64, f32)>| {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(found.0 == expected.0 && (found.1 - expected.1).abs() < 1e-5, "{found:?} {expected:?}");
+        }
+    };
+    let all: Vec<u64> = (0..30).collect();
+    let reply = cluster.client.search(query(sparse.clone(), false)).await.unwrap().into_inner();
+    near(found(reply), expected(&all));
+    let twice = wire::SearchBatchRequest {
+        collection: "c".into(),
+        queries: vec![query(sparse.clone(), false).query.unwrap(), self::query(3).query.unwrap()],
+        ..Default::default()
+    };
+    let replies = cluster.client.search_batch(twice).await.unwrap().into_inner().replies;
+    near(found(replies[0].clone()), expected(&all));
+    assert_eq!(replies[1].hits.len(), 3, "a dense query beside it is none of its business");
+
+    // A shard that does not count is not searched, and the others' counts are those of the answer.
+    cluster.world.uncounted.lock().unwrap().insert(shards[1]);
+    let homes = cluster.homes();
+    let rest: Vec<u64> = all.iter().copied().filter(|number| !homes[&shards[1]].contains(number)).collect();
+    let mut request = query(sparse.clone(), false);
+    request.read.as_mut().unwrap().deadline_ms = 700;
+    let reply = cluster.client.search(request.clone()).await.unwrap().into_inner();
+    let states: Vec<i32> = reply.coverage.clone().unwrap().shards.iter().map(|shard| shard.state).collect();
+    assert_eq!(states, [0, 2, 0], "searched, failed, searched");
+    near(found(reply), expected(&rest));
+    request.read.as_mut().unwrap().full_coverage = true;
+    assert_eq!(cluster.client.search(request).await.unwrap_err().code(), Code::Unavailable);
+
+    let mut unknown = query(sparse.clone(), false);
+    unknown.query.as_mut().unwrap().vector_name = String::new();
+    let refused = cluster.client.search(unknown).await.unwrap_err();
+    assert!(refused.message().starts_with("query.sparse"), "{refused}");
+    let repeated = wire::SparseVector { indices: vec![1, 1], values: vec![1.0; 2] };
+    let refused = cluster.client.search(query(repeated, false)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("query.sparse"), "{refused}");
 }
 
 #[tokio::test]

@@ -57,18 +57,30 @@ pub async fn converge(worker: &Worker, nodes: usize) {
         asked.note("count of a group", worker.count(Some(group), ReadLevel::Linearizable).await.is_some());
     }
     for exact in [true, false] {
-        let search =
-            SearchFor { query: 1, exact, group: None, level: ReadLevel::Linearizable, replica: 0, limit: None };
+        let search = SearchFor { exact, ..SearchFor::all(1, ReadLevel::Linearizable) };
         let complete = |look: Option<crate::history::Look>| {
             look.is_some_and(|look| look.shards.len() == worker.homes.shards().len())
         };
         asked.note("search", complete(worker.search(search).await));
         asked.note("search of a group", complete(worker.search(SearchFor { group: Some(1), ..search }).await));
+        asked.note("search by words", complete(worker.search(SearchFor { words: true, ..search }).await));
         for replica in 1..=nodes as u64 {
             let there = SearchFor { replica, level: ReadLevel::Eventual, ..search };
             // Of more nodes than replicas not each holds every shard.
             let answered = worker.search(there).await;
             asked.note("search of a replica", nodes > 3 || complete(answered));
+            let answered = worker.search(SearchFor { words: true, ..there }).await;
+            asked.note("search of a replica by words", nodes > 3 || complete(answered));
+        }
+    }
+    // Nothing changes any more, so every replica is asked at one position with one set of segments: the same walk must find
+    // the same, which a judge of the history looks at.
+    for query in 1..4 {
+        for replica in 1..=nodes as u64 {
+            let walk =
+                SearchFor { replica, limit: Some(2), narrow: true, ..SearchFor::all(query, ReadLevel::Eventual) };
+            let answered = worker.search(walk).await;
+            asked.note("narrow search of a replica", nodes > 3 || answered.is_some());
         }
     }
     for what in asked.unanswered {

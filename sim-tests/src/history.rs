@@ -63,6 +63,10 @@ pub enum Kind {
     Count,
     /// A search for so many hits, by the vector of this value.
     Nearest(u64, u32),
+    /// A search for more hits than there are points, by the sparse vector of this value; always exact.
+    Words(u64),
+    /// The same through graphs that are walked as narrowly as can be: what is found need not be the nearest.
+    Walked(u64, u32),
 }
 
 /// Where a shard was read.

@@ -11,13 +11,14 @@ use nearring_client::{Client, Error, ErrorKind};
 use nearring_proto::ids::{PointId, ShardId};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::ReadLevel;
+use nearring_proto::vector::{SparseVector, Vector};
 use nearring_proto::wire::{self, point_outcome, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::history::{At, Found, History, Kind, Look};
-use crate::model::{DOCUMENTS, Group, Key, Op, Outcome, Seen, Value, group_of};
+use crate::model::{DOCUMENTS, GROUPS, Group, Key, Op, Outcome, Seen, Value, group_of};
 
 /// The collection that the clients use.
 pub const COLLECTION: &str = "points";
@@ -25,6 +26,8 @@ pub const COLLECTION: &str = "points";
 const DIMENSION: usize = 8;
 /// The named vector of documents.
 const TEXT_VECTOR: &str = "text";
+/// The sparse vector of points.
+const WORDS: &str = "words";
 /// What the first two components of a vector count in; every precision of an index holds such whole numbers.
 const BASE: u64 = 512;
 
@@ -67,7 +70,16 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
     wire::CollectionSpec {
         name: COLLECTION.to_owned(),
         vectors: [(String::new(), vector(DIMENSION, wire::Metric::L2)), (TEXT_VECTOR.to_owned(), text)].into(),
-        payload_indexes: [("group".to_owned(), wire::FieldKind::Integer as i32)].into(),
+        // Without the modifier: what a search finds follows from the points alone, and can be judged point by point.
+        sparse_vectors: [(WORDS.to_owned(), wire::SparseSpec::default())].into(),
+        payload_indexes: [
+            ("group", wire::FieldKind::Integer),
+            ("half", wire::FieldKind::Float),
+            ("kind", wire::FieldKind::Keyword),
+            ("day", wire::FieldKind::Datetime),
+        ]
+        .map(|(path, kind)| (path.to_owned(), kind as i32))
+        .into(),
         shard_count: load.shards,
         replication_factor: 3, // the default follows from how many nodes have joined when the collection is made
         routing_separator: "#".to_owned(),
@@ -77,6 +89,7 @@ pub fn collection(load: &Load) -> wire::CollectionSpec {
             vector: TEXT_VECTOR.to_owned(),
             text_field: "text".to_owned(),
         }),
+        ..Default::default()
     }
 }
 
@@ -109,6 +122,19 @@ pub(crate) fn vector(value: Value) -> Vec<f32> {
     [value % BASE, value / BASE].into_iter().chain(rest).map(|component| component as f32).collect()
 }
 
+/// The sparse vector that is written with a value: an index that all share, one that some do, one of its own.
+fn words(value: Value) -> SparseVector {
+    let indices = vec![0, 1 + (value % 5) as u32, 1_000 + value as u32];
+    let values = vec![1.0 + (value % 7) as f32, 0.5, 0.25];
+    SparseVector::new(indices, values).unwrap_or_default()
+}
+
+/// What a point of a value has.
+fn vectors(value: Value) -> Vec<wire::NamedVector> {
+    let dense = wire::NamedVector { values: vector(value), ..Default::default() };
+    vec![dense, (WORDS.to_owned(), Vector::from(words(value))).into()]
+}
+
 fn value_of(values: &[f32]) -> Option<Value> {
     let [low, high, ..] = values else { return None };
     let value = *low as Value + *high as Value * BASE;
@@ -122,8 +148,33 @@ fn padding(value: Value, most: usize) -> usize {
 
 /// The payload that is written with a value.
 fn payload(value: Value, most: usize) -> Vec<u8> {
-    let (group, padding) = (group_of(value), "x".repeat(padding(value, most)));
-    format!("{{\"group\":{group},\"padding\":\"{padding}\",\"value\":{value}}}").into_bytes()
+    let mut payload = grouped(value);
+    payload.insert("padding".to_owned(), "x".repeat(padding(value, most)).into());
+    serde_json::Value::Object(payload).to_string().into_bytes()
+}
+
+/// The value, and its group said in many ways, for filters of every kind.
+fn grouped(value: Value) -> serde_json::Map<String, serde_json::Value> {
+    let group = group_of(value);
+    let fields = [
+        ("day", day(group).into()),
+        ("group", group.into()),
+        ("half", (group as f64 + 0.5).into()),
+        ("kind", kind(group).into()),
+        ("list", vec![group; group as usize + 1].into()),
+        ("parts", serde_json::json!([{"n": group}, {"n": GROUPS}])),
+        ("value", value.into()),
+        ("words", format!("some {} here", kind(group)).into()),
+    ];
+    fields.map(|(key, field)| (key.to_owned(), field)).into_iter().collect()
+}
+
+fn kind(group: Group) -> String {
+    format!("kind{group}")
+}
+
+fn day(group: Group) -> String {
+    format!("2024-01-{:02}T12:00:00Z", group + 1)
 }
 
 /// How many chunks the document of a value has.
@@ -214,7 +265,9 @@ fn decode_one(raw: &Raw<'_>, load: &Load) -> Result<(Key, Option<u64>, Found), S
         return Err(odd());
     }
     let vector = match raw.vectors {
-        [only] if only.name.is_empty() => value_of(&only.values),
+        [dense, _] if dense.name.is_empty() => {
+            value_of(&dense.values).filter(|value| raw.vectors == vectors(*value).as_slice())
+        }
         _ => None,
     };
     let vector = vector.ok_or_else(|| format!("point {id} has vectors nobody wrote: {:?}", raw.vectors))?;
@@ -339,7 +392,7 @@ impl Worker {
                 let delete = rng.random_bool(0.3);
                 self.compare_and_set(key, (!delete).then_some(fresh)).await;
             }
-            61 => self.delete_group(rng.random_range(0..crate::model::GROUPS)).await,
+            61 => self.delete_group(rng.random_range(0..GROUPS)).await,
             62..=67 if self.load.documents > 0 => {
                 let delete = rng.random_bool(0.25);
                 let op = if delete { Op::DeleteDocument } else { Op::PutDocument(fresh) };
@@ -356,12 +409,12 @@ impl Worker {
                 drop(self.search(look).await);
             }
             91..=96 => {
-                let group = rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS));
+                let group = rng.random_bool(0.3).then(|| rng.random_range(0..GROUPS));
                 let page = if rng.random_bool(0.5) { 1_000 } else { rng.random_range(1..6) };
                 let _ = self.scroll(group, draw_level(rng, 0.6), page).await;
             }
             _ => {
-                let group = rng.random_bool(0.5).then(|| rng.random_range(0..crate::model::GROUPS));
+                let group = rng.random_bool(0.5).then(|| rng.random_range(0..GROUPS));
                 let _ = self.count(group, draw_level(rng, 0.6)).await;
             }
         }
@@ -376,15 +429,23 @@ impl Worker {
 
     fn draw_search(&self, rng: &mut SmallRng) -> SearchFor {
         let replica = if rng.random_bool(0.3) { rng.random_range(1..=self.nodes) } else { 0 };
-        SearchFor {
+        let wanted = SearchFor {
             // Few different questions, so that the same one meets the same state on different replicas.
             query: rng.random_range(1..4),
             exact: rng.random_bool(0.5),
-            group: rng.random_bool(0.3).then(|| rng.random_range(0..crate::model::GROUPS)),
+            group: rng.random_bool(0.3).then(|| rng.random_range(0..GROUPS)),
             level: if replica == 0 { draw_level(rng, 0.4) } else { ReadLevel::Eventual },
             replica,
             limit: rng.random_bool(0.3).then(|| rng.random_range(1..4)),
+            narrow: false,
+            words: false,
+        };
+        if rng.random_bool(0.3) {
+            return SearchFor { words: true, limit: None, ..wanted };
         }
+        // A walk is asked for more candidates than it returns hits, so only few hits leave anything out. There are so few points
+        // that mostly nothing is left out even so; what this asks is whether all replicas walk alike.
+        SearchFor { narrow: !wanted.exact && wanted.limit.is_some_and(|limit| limit < 3), ..wanted }
     }
 
     /// The error of a request that must not have one, or of one whose outcome is open.
@@ -460,7 +521,7 @@ impl Worker {
         wire::UpsertPoint {
             point: Some(wire::Point {
                 id: Some(id_of(key).into()),
-                vectors: vec![wire::NamedVector { name: String::new(), values: vector(value) }],
+                vectors: vectors(value),
                 payload_json: payload(value, self.load.payload_bytes).into(),
             }),
             precondition,
@@ -514,7 +575,8 @@ impl Worker {
         let operations: Vec<(Key, Op)> =
             self.load.all_keys().into_iter().map(|key| (key, Op::DeleteGroup(group))).collect();
         let asked = self.history.ask(self.number, &operations);
-        let outcome = match self.client.delete_by_filter(COLLECTION, in_group(group)).await {
+        let filter = in_group(group, asked.at);
+        let outcome = match self.client.delete_by_filter(COLLECTION, filter).await {
             Err(error) => {
                 let outcome = self.failed_write(format_args!("delete of group {group}"), &error);
                 operations.iter().map(|_| (outcome, None)).collect()
@@ -538,7 +600,7 @@ impl Worker {
         let id = id_of(key).to_string();
         let reply = match op {
             Op::PutDocument(value) => {
-                let metadata_json = format!("{{\"value\":{value},\"group\":{}}}", group_of(value)).into_bytes();
+                let metadata_json = serde_json::Value::Object(grouped(value)).to_string().into_bytes();
                 let text = document_text(value);
                 let document = DocumentText { id, text, metadata_json, ..Default::default() };
                 self.client.put_document(COLLECTION, document).await.map(|reply| {
@@ -648,15 +710,24 @@ impl Worker {
 
     /// Searches for some points, or for more than there are, so that all must be found; `None` where there was no answer.
     pub async fn search(&self, wanted: SearchFor) -> Option<Look> {
-        let SearchFor { query, exact, group, level, replica, limit } = wanted;
+        let SearchFor { query, exact, words: by_words, group, level, replica, limit, narrow } = wanted;
+        let (name, asked_vector) = match by_words {
+            true => (WORDS, Vector::from(words(query))),
+            false => ("", vector(query).into()),
+        };
+        let wire::NamedVector { name, values, sparse, .. } = (name.to_owned(), asked_vector).into();
         let asked = self.history.look(self.number, format_args!("searches {wanted:?}"));
         let request = wire::SearchRequest {
             collection: COLLECTION.to_owned(),
             query: Some(wire::SearchQuery {
-                vector: vector(query),
+                vector_name: name,
+                vector: values,
+                sparse,
                 limit: limit.unwrap_or(u32::try_from(self.load.keys).unwrap_or(u32::MAX).saturating_add(10)),
-                filter: group.map(in_group),
+                // The same question is always put the same way: how a filter is said may decide how segments are walked.
+                filter: group.map(|group| in_group(group, query + 5 * group)),
                 exact,
+                ef: u32::from(narrow),
                 with_payload: true,
                 with_vectors: true,
                 ..Default::default()
@@ -682,13 +753,20 @@ impl Worker {
             let key = hit.id.clone().and_then(|id| key_of(&PointId::try_from(id).ok()?));
             if let Some(key) = key {
                 hits.push((key, hit.score.to_bits()));
-                let expected = found.get(&key).map(|found| distance(&vector(query), &vector(found.seen.vector)));
+                let expected = found.get(&key).map(|found| match by_words {
+                    true => words(query).dot(&words(found.seen.vector)).unwrap_or(f32::NAN),
+                    false => distance(&vector(query), &vector(found.seen.vector)),
+                });
                 if expected.is_some_and(|expected| (expected - hit.score).abs() > expected.abs() * 1e-5 + 1e-5) {
-                    wrong.push(format!("point {key} at distance {}, it is {expected:?}", hit.score));
+                    wrong.push(format!("point {key} scores {}, it is {expected:?}", hit.score));
                 }
             }
         }
-        if !reply.hits.is_sorted_by(|a, b| a.score <= b.score) {
+        let in_order = match by_words {
+            true => reply.hits.is_sorted_by(|a, b| a.score >= b.score),
+            false => reply.hits.is_sorted_by(|a, b| a.score <= b.score),
+        };
+        if !in_order {
             wrong.push("hits are not in the order of their scores".to_owned());
         }
         let coverage = reply.coverage.map(|coverage| coverage.shards).unwrap_or_default();
@@ -709,13 +787,19 @@ impl Worker {
             self.history.complain("a named replica answers", format_args!("{shard} by {at:?}, asked was {replica}"));
         }
         let homes = |key: &Key| shards.contains_key(&self.homes.of(*key));
-        // With as many hits as were asked for, nothing is said of what was not found, but that it is not nearer.
-        let farthest = limit.filter(|limit| reply.hits.len() >= *limit as usize).and(reply.hits.last());
-        let farthest = farthest.map(|hit| hit.score);
-        let keys: Vec<Key> = (0..self.load.keys).filter(|key| farthest.is_none() || found.contains_key(key)).collect();
+        // With as many hits as were asked for, nothing is said of what was not found, but that it is not nearer, and of a
+        // narrow walk not even that.
+        let full = limit.is_some_and(|limit| reply.hits.len() >= limit as usize);
+        let farthest = reply.hits.last().filter(|_| full && !narrow).map(|hit| hit.score);
+        let keys: Vec<Key> = (0..self.load.keys).filter(|key| !full || found.contains_key(key)).collect();
         let reads: Vec<Key> = keys.iter().copied().filter(homes).collect();
         let reads = if wrong.is_empty() { reads } else { Vec::new() };
-        let kind = limit.map_or(Kind::Search(query, exact), |limit| Kind::Nearest(query, limit));
+        let kind = match limit {
+            _ if by_words => Kind::Words(query),
+            None => Kind::Search(query, exact),
+            Some(limit) if narrow => Kind::Walked(query, limit),
+            Some(limit) => Kind::Nearest(query, limit),
+        };
         let look = Look { hits, ..self.look(kind, level, group, asked, shards, found) };
         // An approximate search through a filter may miss what an exact one finds; it is judged where it is exact.
         let look = Look { keys: Some(keys), farthest, ..look };
@@ -733,7 +817,7 @@ impl Worker {
                 collection: COLLECTION.to_owned(),
                 after: after.clone(),
                 limit: page,
-                filter: group.map(in_group),
+                filter: group.map(|group| in_group(group, asked)),
                 with_payload: true,
                 with_vectors: true,
                 read: Some(read(level, 0)),
@@ -778,7 +862,7 @@ impl Worker {
         let asked = self.history.look(self.number, format_args!("counts {group:?} {level:?}"));
         let request = wire::CountRequest {
             collection: COLLECTION.to_owned(),
-            filter: group.map(in_group),
+            filter: group.map(|group| in_group(group, asked)),
             read: Some(read(level, 0)),
             ..Default::default()
         };
@@ -804,6 +888,8 @@ pub struct SearchFor {
     pub query: Value,
     /// Whether exactly.
     pub exact: bool,
+    /// By the sparse vector in place of the dense one, without a limit.
+    pub words: bool,
     /// Only in this group.
     pub group: Option<Group>,
     /// At which level.
@@ -812,6 +898,15 @@ pub struct SearchFor {
     pub replica: u64,
     /// So many hits; `None` = more than there are points.
     pub limit: Option<u32>,
+    /// Walking graphs as narrowly as can be.
+    pub narrow: bool,
+}
+
+impl SearchFor {
+    /// Everything, in the order of nearness to the vector of this value, found without exactness being asked for.
+    pub fn all(query: Value, level: ReadLevel) -> Self {
+        Self { query, exact: false, words: false, group: None, level, replica: 0, limit: None, narrow: false }
+    }
 }
 
 /// How many points and chunks a look stands for.
@@ -853,10 +948,68 @@ fn precondition(kind: wire::precondition::Kind) -> wire::Precondition {
     wire::Precondition { kind: Some(kind) }
 }
 
-fn in_group(group: Group) -> wire::Filter {
-    let value = wire::Scalar { value: Some(wire::scalar::Value::Integer(i64::try_from(group).unwrap_or(i64::MAX))) };
-    let equals = wire::filter::Equals { path: "group".to_owned(), value: Some(value) };
-    wire::Filter { kind: Some(wire::filter::Kind::Equals(equals)) }
+/// How many ways there are to say that a point is in a group.
+const WAYS: u64 = 12;
+
+/// That a point is in the group, said in one of several ways, over indexed fields and others.
+fn in_group(group: Group, way: u64) -> wire::Filter {
+    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested};
+    use wire::scalar::Value as Of;
+    let scalar = |value: Of| wire::Scalar { value: Some(value) };
+    let integer = |value: u64| scalar(Of::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+    let text = |value: String| scalar(Of::Text(value));
+    let filter = |kind: Kind| wire::Filter { kind: Some(kind) };
+    let equals = |path: &str, value| filter(Kind::Equals(Equals { path: path.to_owned(), value: Some(value) }));
+    let list = |filters: Vec<wire::Filter>| List { filters };
+    let range = |path: &str, range| InRange { path: path.to_owned(), range: Some(range) };
+    let others = || (0..GROUPS).filter(move |other| *other != group);
+    let (is_group, is_kind) = (equals("group", integer(group)), equals("kind", text(kind(group))));
+    match way % WAYS {
+        0 => is_group,
+        1 => {
+            let values = vec![integer(group), integer(GROUPS + 7), text("nothing".to_owned())];
+            filter(Kind::In(In { path: "group".to_owned(), values }))
+        }
+        2 => {
+            let only = wire::Range { gte: Some(integer(group)), lte: Some(integer(group)), ..Default::default() };
+            filter(Kind::Range(range("group", only)))
+        }
+        3 => {
+            let other = filter(Kind::Any(list(others().map(|other| equals("group", integer(other))).collect())));
+            let not = filter(Kind::Negated(Box::new(other)));
+            filter(Kind::All(list(vec![filter(Kind::Exists("group".to_owned())), not])))
+        }
+        4 => is_kind,
+        5 => {
+            let bound = |value: u64| Some(scalar(Of::Number(value as f64)));
+            let open = wire::Range { gt: bound(group), lt: bound(group + 1), ..Default::default() };
+            filter(Kind::Range(range("half", open)))
+        }
+        6 => {
+            let only = wire::Range { gte: Some(text(day(group))), lte: Some(text(day(group))), ..Default::default() };
+            filter(Kind::Range(range("day", only)))
+        }
+        7 => {
+            let filters = vec![is_group, is_kind, equals("kind", text("none".to_owned()))];
+            filter(Kind::AtLeast(AtLeast { count: 2, filters }))
+        }
+        8 => {
+            let values = others().map(|other| text(kind(other))).collect();
+            filter(Kind::NotIn(In { path: "kind".to_owned(), values }))
+        }
+        9 => filter(Kind::Contains(Contains { path: "words".to_owned(), text: kind(group) })),
+        10 => {
+            let inner = Some(Box::new(equals("n", integer(group))));
+            filter(Kind::Nested(Box::new(Nested { path: "parts".to_owned(), filter: inner })))
+        }
+        _ => {
+            let count = Some(integer(group + 1));
+            filter(Kind::ValuesCount(range(
+                "list",
+                wire::Range { gte: count.clone(), lte: count, ..Default::default() },
+            )))
+        }
+    }
 }
 
 fn read(level: ReadLevel, replica_node: u64) -> wire::ReadOptions {
@@ -884,7 +1037,7 @@ mod tests {
             id: Some(id_of(key).into()),
             version: Some(wire::Version { epoch: 1, index: 7 }),
             payload_json: payload_json.into(),
-            vectors: vec![wire::NamedVector { name: String::new(), values: vector(vector_of) }],
+            vectors: vectors(vector_of),
         }
     }
 
@@ -901,6 +1054,7 @@ mod tests {
             assert_eq!(value_of(&vector(value)), Some(value));
         }
         assert_eq!(value_of(&[1.0; 8]), None);
+        assert!((1..100_000).all(|value| words(value).dot(&words(value + 1)).is_some()), "all share an index");
     }
 
     #[test]
@@ -910,6 +1064,9 @@ mod tests {
         assert_eq!(found, Found { seen: Seen::whole(7), version: 7 });
         let (_, _, found) = decode(record(4, 7, payload(8, 1_000))).unwrap();
         assert_eq!(found.seen, Seen { vector: 7, payload: 8, mark: 0 }, "for the judges to explain");
+        let mut mixed = record(4, 7, payload(7, 1_000));
+        mixed.vectors[1] = vectors(8).remove(1);
+        assert!(decode(mixed).is_err(), "one vector of another write");
         assert!(decode(record(4, 7, b"{}".to_vec())).is_err());
         assert!(decode(record(4, 7, br#"{"value":7,"group":1,"padding":""}"#.to_vec())).is_err());
     }

@@ -311,7 +311,8 @@ async fn measure_cluster(
     let noise = arguments.noise;
     let points = stream::iter((0..count).map(|at| {
         let id = wire::PointId { id: Some(wire::point_id::Id::Number(at as u64)) };
-        let vectors = vec![wire::NamedVector { name: String::new(), values: repeated(&base, at, noise) }];
+        let vectors =
+            vec![wire::NamedVector { name: String::new(), values: repeated(&base, at, noise), ..Default::default() }];
         let point = wire::Point { id: Some(id), vectors, ..Default::default() };
         wire::UpsertPoint { point: Some(point), precondition: None }
     }));

@@ -96,7 +96,7 @@ fn id(number: u64) -> Option<wire::PointId> {
 }
 
 fn point(number: u64, vector: Vec<f32>, payload: String) -> wire::UpsertPoint {
-    let vectors = vec![wire::NamedVector { name: String::new(), values: vector }];
+    let vectors = vec![wire::NamedVector { name: String::new(), values: vector, ..Default::default() }];
     let point = wire::Point { id: id(number), vectors, payload_json: payload.into_bytes().into() };
     wire::UpsertPoint { point: Some(point), precondition: None }
 }

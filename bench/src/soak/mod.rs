@@ -131,6 +131,7 @@ fn collections(settings: &Settings) -> [wire::CollectionSpec; 2] {
         routing_separator: "#".to_owned(),
         index,
         documents: Some(wire::DocumentSpec { embedder, vector: String::new(), text_field: "text".to_owned() }),
+        ..Default::default()
     };
     [points, documents]
 }

@@ -72,7 +72,7 @@ fn payload(key: u64, contents: Contents) -> Value {
 
 /// A write of a whole point.
 pub fn point(key: u64, value: u64, precondition: Option<wire::precondition::Kind>) -> wire::UpsertPoint {
-    let vectors = vec![wire::NamedVector { name: String::new(), values: vector(value) }];
+    let vectors = vec![wire::NamedVector { name: String::new(), values: vector(value), ..Default::default() }];
     let payload_json = payload(key, Contents { value, mark: None }).to_string().into_bytes().into();
     let point = wire::Point { id: Some(wire_id(key)), vectors, payload_json };
     wire::UpsertPoint {

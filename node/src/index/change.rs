@@ -6,12 +6,56 @@ use std::sync::Arc;
 use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::{PointId, Version};
 use nearring_proto::payload::Payload;
+use nearring_proto::vector::{MultiVector, SparseVector, Vector};
 
 use crate::machine::command::SegmentHash;
 use crate::machine::record::Stamp;
 
-/// One named vector: when it was last written and, where this entry brought it, its components.
-pub type VectorChange = (Stamp, Option<Arc<[f32]>>);
+/// What a vector holds, shared by those who hold it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Components {
+    /// A row of components.
+    Dense(Arc<[f32]>),
+    /// Values at some indices.
+    Sparse(Arc<SparseVector>),
+    /// Several rows.
+    Multi(Arc<MultiVector>),
+}
+
+impl From<Vector> for Components {
+    fn from(vector: Vector) -> Self {
+        match vector {
+            Vector::Dense(values) => Components::Dense(values.into()),
+            Vector::Sparse(vector) => Components::Sparse(vector.into()),
+            Vector::Multi(vector) => Components::Multi(vector.into()),
+        }
+    }
+}
+
+impl From<&[f32]> for Components {
+    fn from(values: &[f32]) -> Self {
+        Components::Dense(values.into())
+    }
+}
+
+impl From<Arc<[f32]>> for Components {
+    fn from(values: Arc<[f32]>) -> Self {
+        Components::Dense(values)
+    }
+}
+
+impl From<&Components> for Vector {
+    fn from(components: &Components) -> Self {
+        match components {
+            Components::Dense(values) => Vector::Dense(values.to_vec()),
+            Components::Sparse(vector) => Vector::Sparse(SparseVector::clone(vector)),
+            Components::Multi(vector) => Vector::Multi(MultiVector::clone(vector)),
+        }
+    }
+}
+
+/// One named vector: when it was last written and, where this entry brought it, what it holds.
+pub type VectorChange = (Stamp, Option<Components>);
 
 /// One change, in log order.
 #[derive(Clone, Debug)]

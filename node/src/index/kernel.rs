@@ -6,7 +6,7 @@
 //! wide version below computes the same bits with wider registers.
 //!
 //! Deliberately not here: quantised distances. Those belong to the graphs and only pick candidates.
-use nearring_proto::vector::Metric;
+use nearring_proto::vector::{Metric, MultiVector};
 
 const LANES: usize = 32;
 
@@ -153,6 +153,21 @@ pub fn score(metric: Metric, query: &[f32], stored: &[f32]) -> f32 {
     }
 }
 
+/// The score of a stored multi-vector for a query: for cosine and dot the sum over the query's rows of the largest product with
+/// any stored row; for L2 the root of the sum of the smallest squared distances. Added up in the order of the query's rows.
+pub fn max_sim(metric: Metric, query: &MultiVector, stored: &MultiVector) -> f32 {
+    let mut sum = 0.0_f32;
+    for row in query.rows() {
+        // By the total order: which of two equal zeros is taken is not left to the processor.
+        let best = match metric {
+            Metric::Cosine | Metric::Dot => stored.rows().map(|other| dot(row, other)).max_by(f32::total_cmp),
+            Metric::L2 => stored.rows().map(|other| squared_l2(row, other)).min_by(f32::total_cmp),
+        };
+        sum += best.unwrap_or(0.0);
+    }
+    if metric == Metric::L2 { sum.sqrt() } else { sum }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -187,6 +202,15 @@ mod tests {
             prop_assert_eq!(squared_l2(&a, &b).to_bits(), wanted);
             prop_assert_eq!(portable::squared_l2(&a, &b).to_bits(), wanted);
         }
+    }
+
+    #[test]
+    fn max_sim_is_the_sum_of_each_query_rows_best() {
+        let rows = |rows: &[[f32; 2]]| MultiVector::new(2, rows.concat()).unwrap();
+        let (query, stored) = (rows(&[[1.0, 0.0], [0.0, 2.0]]), rows(&[[3.0, 0.0], [0.0, 1.0], [-1.0, 5.0]]));
+        assert_eq!(max_sim(Metric::Dot, &query, &stored), 3.0 + 10.0);
+        assert_eq!(max_sim(Metric::L2, &query, &stored), (2.0_f32 + 1.0).sqrt());
+        assert_eq!(max_sim(Metric::Dot, &stored, &query), 3.0 + 2.0 + 10.0, "it is not symmetric");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A new vector must be found at once, and millions of old ones quickly. So a vector begins in the *tail*, which every search scans,
 //! and is taken over by a *segment*: an immutable file with flat f32 rows and an HNSW graph, sealed by a log entry, built by one
 //! replica and shipped to the others. [`change`] is what the state machine tells the index, in log order; [`ShardIndex`] holds what
-//! follows from it: which points there are, where each of their vectors lies, and the payload indexes.
+//! follows from it: which points there are, where each of their vectors lies, and the payload indexes. Sparse and multi-vectors
+//! are not sealed: they stay in memory, sparse ones with an inverted list for each index, and searches of them are exact.
 //!
 //! Rules:
 //! - The index is derived. It holds nothing that is not in records, log, snapshot or segment files, and writes no file itself.
@@ -22,12 +23,16 @@ pub mod strategy;
 mod audit;
 mod builder;
 mod graph;
+mod held;
+mod multi;
 mod named;
 mod search;
+mod sparse;
 mod tail;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,15 +41,18 @@ use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, Version};
 use nearring_proto::payload::Payload;
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::Vector;
 use roaring::RoaringBitmap;
 
 pub use self::builder::{BuildError, GRAPH_FROM};
 pub use self::graph::GraphError;
 pub use self::segment::{Member, SealWork, Segment, SegmentError};
 
-use self::change::{IndexChange, InstalledSegment};
+use self::change::{Components, IndexChange, InstalledSegment};
+use self::multi::Multi;
 use self::named::{Named, Points};
-use self::search::Ask;
+use self::search::{Ask, Scored};
+use self::sparse::Sparse;
 use crate::machine::command::SegmentHash;
 use crate::machine::record::Stamp;
 use crate::payload_index::PayloadIndexes;
@@ -103,6 +111,8 @@ pub enum SearchError {
 pub struct ShardIndex {
     points: Points,
     named: BTreeMap<String, Named>,
+    sparse: BTreeMap<String, Sparse>,
+    multi: BTreeMap<String, Multi>,
     index: IndexSpec,
     /// Shards of the collection, this one among them.
     shards: u32,
@@ -127,8 +137,25 @@ impl ShardIndex {
                 let slot = self.points.put(id.clone(), version);
                 for (name, named) in &mut self.named {
                     match vectors.get(name) {
-                        Some((stamp, values)) => named.set(slot, &id, *stamp, values.as_deref()),
+                        Some((stamp, Some(Components::Dense(values)))) => named.set(slot, &id, *stamp, Some(values)),
+                        Some((stamp, _)) => named.set(slot, &id, *stamp, None),
                         None => named.clear(slot),
+                    }
+                }
+                for (name, sparse) in &mut self.sparse {
+                    match vectors.get(name) {
+                        Some((stamp, Some(Components::Sparse(vector)))) => {
+                            sparse.set(slot, *stamp, Some(vector.clone()));
+                        }
+                        Some((stamp, _)) => sparse.set(slot, *stamp, None),
+                        None => sparse.clear(slot),
+                    }
+                }
+                for (name, multi) in &mut self.multi {
+                    match vectors.get(name) {
+                        Some((stamp, Some(Components::Multi(vector)))) => multi.set(slot, *stamp, Some(vector.clone())),
+                        Some((stamp, _)) => multi.set(slot, *stamp, None),
+                        None => multi.clear(slot),
                     }
                 }
                 if let Some(payload) = payload {
@@ -138,6 +165,8 @@ impl ShardIndex {
             IndexChange::Remove { id } => {
                 if let Some(slot) = self.points.remove(&id) {
                     self.named.values_mut().for_each(|named| named.clear(slot));
+                    self.sparse.values_mut().for_each(|sparse| sparse.clear(slot));
+                    self.multi.values_mut().for_each(|multi| multi.clear(slot));
                     self.payloads.remove(slot);
                 }
             }
@@ -161,6 +190,12 @@ impl ShardIndex {
         self.shards = spec.shard_count;
         for (name, vector) in spec.vectors {
             self.named.entry(name).or_insert_with(|| Named::new(vector));
+        }
+        for name in spec.sparse_vectors.into_keys() {
+            self.sparse.entry(name).or_default();
+        }
+        for (name, vector) in spec.multi_vectors {
+            self.multi.entry(name).or_insert_with(|| Multi::new(vector));
         }
         let added = self.payloads.configure(&spec.payload_indexes);
         self.unfilled.retain(|path| spec.payload_indexes.contains_key(path) && !added.contains(path));
@@ -218,30 +253,54 @@ impl ShardIndex {
 
     /// Restart: whether the point has this vector with this stamp and its components are not here yet.
     pub fn wants(&self, id: &PointId, name: &str, stamp: Stamp) -> bool {
-        let Some((slot, named)) = self.points.slot(id).zip(self.named.get(name)) else { return false };
-        named.stamp(slot) == Some(stamp) && named.place(slot) == named::Place::Wanted
+        let Some(slot) = self.points.slot(id) else { return false };
+        let dense = |named: &Named| named.stamp(slot) == Some(stamp) && named.place(slot) == named::Place::Wanted;
+        self.named.get(name).is_some_and(dense)
+            || self.sparse.get(name).is_some_and(|sparse| sparse.held.wanted_stamp(slot) == Some(stamp))
+            || self.multi.get(name).is_some_and(|multi| multi.held.wanted_stamp(slot) == Some(stamp))
     }
 
     /// Restart: brings components that are wanted; others are ignored.
-    pub fn restore_vector(&mut self, id: &PointId, name: &str, stamp: Stamp, values: Arc<[f32]>) {
-        if self.wants(id, name, stamp)
-            && let Some((slot, named)) = self.points.slot(id).zip(self.named.get_mut(name))
-        {
-            named.set(slot, id, stamp, Some(&values));
+    pub fn restore_vector(&mut self, id: &PointId, name: &str, stamp: Stamp, components: Components) {
+        if !self.wants(id, name, stamp) {
+            return;
+        }
+        let Some(slot) = self.points.slot(id) else { return };
+        match components {
+            Components::Dense(values) => {
+                if let Some(named) = self.named.get_mut(name) {
+                    named.set(slot, id, stamp, Some(&values));
+                }
+            }
+            Components::Sparse(vector) => {
+                if let Some(sparse) = self.sparse.get_mut(name) {
+                    sparse.set(slot, stamp, Some(vector));
+                }
+            }
+            Components::Multi(vector) => {
+                if let Some(multi) = self.multi.get_mut(name) {
+                    multi.set(slot, stamp, Some(vector));
+                }
+            }
         }
     }
 
-    /// Vectors whose components are not here, by name and id: covered only by segments that are missing, or still to be restored.
+    /// Vectors whose components are not here, by kind, name and id: covered only by segments that are missing, or still to be restored.
     pub fn wanted(&self) -> Vec<(PointId, String, Stamp)> {
         let mut wanted = Vec::new();
-        for (name, named) in self.named.iter().filter(|(_, named)| named.wanted > 0) {
+        let mut collect = |name: &String, stamp_of: &dyn Fn(u32) -> Option<Stamp>| {
             for (id, slot) in self.points.after(None) {
-                if named.place(slot) == named::Place::Wanted
-                    && let Some(stamp) = named.stamp(slot)
-                {
-                    wanted.push((id.clone(), name.clone(), stamp));
-                }
+                wanted.extend(stamp_of(slot).map(|stamp| (id.clone(), name.clone(), stamp)));
             }
+        };
+        for (name, named) in self.named.iter().filter(|(_, named)| named.wanted > 0) {
+            collect(name, &|slot| named.stamp(slot).filter(|_| named.place(slot) == named::Place::Wanted));
+        }
+        for (name, sparse) in self.sparse.iter().filter(|(_, sparse)| sparse.held.wanted > 0) {
+            collect(name, &|slot| sparse.held.wanted_stamp(slot));
+        }
+        for (name, multi) in self.multi.iter().filter(|(_, multi)| multi.held.wanted > 0) {
+            collect(name, &|slot| multi.held.wanted_stamp(slot));
         }
         wanted
     }
@@ -270,33 +329,38 @@ impl ShardIndex {
     /// # Errors
     /// [`SearchError`]; `SegmentMissing` and `Restoring` mean that another replica can answer.
     pub fn search(&self, query: &SearchQuery, payload: &PayloadOf<'_>) -> Result<Vec<Found>, SearchError> {
-        let name = &query.vector_name;
-        let named = self.named.get(name).ok_or_else(|| SearchError::UnknownVector(name.clone()))?;
-        let segments: Vec<u64> = named.missing().map(|entry| entry.segment).collect();
-        if !segments.is_empty() {
-            return Err(SearchError::SegmentMissing { vector: name.clone(), segments });
-        }
-        if named.wanted > 0 {
-            return Err(SearchError::Restoring { vector: name.clone(), wanted: named.wanted });
-        }
-        let (got, want) = (query.vector.len(), named.spec.dimension as usize);
-        if got != want {
-            return Err(SearchError::Dimension { got, want });
-        }
-        let ef = query.ef.unwrap_or(self.index.ef_search as usize).min(SearchQuery::EF_MAX);
-        let ef = strategy::shard_share(ef, self.shards);
-        let k = query.limit.clamp(1, SearchQuery::LIMIT_MAX);
-        let ask = Ask { query: &query.vector, k, ef, exact: query.exact, threshold: query.score_threshold };
-        let scored = match &query.filter {
-            None => named.nearest(ask, None, &self.points)?,
-            Some(filter) => match self.payloads.narrow(filter, &named.slots, &|id| self.points.slot(id)) {
-                Some(narrowed) if narrowed.exact => named.nearest(ask, Some(&narrowed.slots), &self.points)?,
-                narrowed => {
-                    let upper = narrowed.as_ref().map_or(&named.slots, |narrowed| &narrowed.slots);
-                    let mut matches = |slot: u32| self.matches(filter, slot, payload);
-                    named.best_first(ask, upper, &self.points, &mut matches)
+        let unknown = || SearchError::UnknownVector(query.vector_name.clone());
+        let wanted = (query.limit.clamp(1, SearchQuery::LIMIT_MAX), query.score_threshold);
+        let scored = match &query.vector {
+            Vector::Dense(values) => self.search_dense(query, values, payload)?,
+            Vector::Sparse(vector) => {
+                let sparse = self.sparse.get(&query.vector_name).ok_or_else(unknown)?;
+                restored(query, sparse.held.wanted)?;
+                match self.candidates(query.filter.as_ref(), &sparse.held.slots) {
+                    Candidates::All => sparse.nearest(vector, wanted, None, &self.points),
+                    Candidates::Exactly(slots) => sparse.nearest(vector, wanted, Some(&slots), &self.points),
+                    Candidates::Within(slots, filter) => {
+                        let mut matches = |slot: u32| self.matches(filter, slot, payload);
+                        sparse.best_first(vector, wanted, &slots, &self.points, &mut matches)
+                    }
                 }
-            },
+            }
+            Vector::Multi(vector) => {
+                let multi = self.multi.get(&query.vector_name).ok_or_else(unknown)?;
+                restored(query, multi.held.wanted)?;
+                let (got, want) = (vector.dimension() as usize, multi.spec.dimension as usize);
+                if got != want {
+                    return Err(SearchError::Dimension { got, want });
+                }
+                match self.candidates(query.filter.as_ref(), &multi.held.slots) {
+                    Candidates::All => multi.nearest(vector, wanted, None, &self.points),
+                    Candidates::Exactly(slots) => multi.nearest(vector, wanted, Some(&slots), &self.points),
+                    Candidates::Within(slots, filter) => {
+                        let mut matches = |slot: u32| self.matches(filter, slot, payload);
+                        multi.best_first(vector, wanted, &slots, &self.points, &mut matches)
+                    }
+                }
+            }
         };
         let found = scored.into_iter().filter_map(|(score, slot)| {
             self.points.at(slot).map(|(id, version)| Found { id: id.clone(), score, version })
@@ -304,12 +368,71 @@ impl ShardIndex {
         Ok(found.collect())
     }
 
+    fn search_dense(
+        &self,
+        query: &SearchQuery,
+        values: &[f32],
+        payload: &PayloadOf<'_>,
+    ) -> Result<Vec<Scored>, SearchError> {
+        let name = &query.vector_name;
+        let named = self.named.get(name).ok_or_else(|| SearchError::UnknownVector(name.clone()))?;
+        let segments: Vec<u64> = named.missing().map(|entry| entry.segment).collect();
+        if !segments.is_empty() {
+            return Err(SearchError::SegmentMissing { vector: name.clone(), segments });
+        }
+        restored(query, named.wanted)?;
+        let (got, want) = (values.len(), named.spec.dimension as usize);
+        if got != want {
+            return Err(SearchError::Dimension { got, want });
+        }
+        let ef = query.ef.unwrap_or(self.index.ef_search as usize).min(SearchQuery::EF_MAX);
+        let ef = strategy::shard_share(ef, self.shards);
+        let k = query.limit.clamp(1, SearchQuery::LIMIT_MAX);
+        let ask = Ask { query: values, k, ef, exact: query.exact, threshold: query.score_threshold };
+        Ok(match self.candidates(query.filter.as_ref(), &named.slots) {
+            Candidates::All => named.nearest(ask, None, &self.points)?,
+            Candidates::Exactly(slots) => named.nearest(ask, Some(&slots), &self.points)?,
+            Candidates::Within(slots, filter) => {
+                let mut matches = |slot: u32| self.matches(filter, slot, payload);
+                named.best_first(ask, &slots, &self.points, &mut matches)
+            }
+        })
+    }
+
+    /// Who of `slots` a filter leaves, as far as payload indexes know.
+    fn candidates<'a>(&self, filter: Option<&'a Filter>, slots: &'a RoaringBitmap) -> Candidates<'a> {
+        let Some(filter) = filter else { return Candidates::All };
+        match self.payloads.narrow(filter, slots, &|id| self.points.slot(id), &|name| self.having(name)) {
+            Some(narrowed) if narrowed.exact => Candidates::Exactly(narrowed.slots),
+            Some(narrowed) => Candidates::Within(Cow::Owned(narrowed.slots), filter),
+            None => Candidates::Within(Cow::Borrowed(slots), filter),
+        }
+    }
+
+    /// Of a sparse vector: how many points have it, and of each index how many have that. `None` where there is no such vector,
+    /// or where it is not all here yet.
+    pub fn frequencies(&self, name: &str, indices: &[u32]) -> Option<(u64, Vec<u64>)> {
+        let sparse = self.sparse.get(name).filter(|sparse| sparse.held.wanted == 0)?;
+        Some(sparse.frequencies(indices))
+    }
+
     /// About how many components a search reads; the most there is where payloads decide.
     pub fn cost(&self, query: &SearchQuery) -> u64 {
-        let Some(named) = self.named.get(&query.vector_name) else { return 0 };
         if query.filter.is_some() {
             return u64::MAX;
         }
+        match &query.vector {
+            Vector::Sparse(vector) => {
+                // An entry is read for itself, where components come in rows.
+                self.sparse.get(&query.vector_name).map_or(0, |sparse| sparse.cost(vector).saturating_mul(8))
+            }
+            Vector::Multi(vector) => self.multi.get(&query.vector_name).map_or(0, |multi| multi.cost(vector)),
+            Vector::Dense(_) => self.cost_dense(query),
+        }
+    }
+
+    fn cost_dense(&self, query: &SearchQuery) -> u64 {
+        let Some(named) = self.named.get(&query.vector_name) else { return 0 };
         let ef = query.ef.unwrap_or(self.index.ef_search as usize).max(query.limit.saturating_mul(2));
         // A walk looks at the neighbours of as many members as it is wide.
         let walk = (ef as u64).saturating_mul(u64::from(self.index.m) * 2);
@@ -320,13 +443,21 @@ impl ShardIndex {
 
     fn matches(&self, filter: &Filter, slot: u32, payload: &PayloadOf<'_>) -> bool {
         let Some((id, _)) = self.points.at(slot) else { return false };
-        payload(id).is_some_and(|payload| filter.matches(id, &payload))
+        let has_vector = |name: &str| self.having(name).is_some_and(|slots| slots.contains(slot));
+        payload(id).is_some_and(|payload| filter.matches(id, &payload, &has_vector))
+    }
+
+    /// Who has a vector of this name.
+    fn having(&self, name: &str) -> Option<&RoaringBitmap> {
+        let dense = self.named.get(name).map(|named| &named.slots);
+        let sparse = || self.sparse.get(name).map(|sparse| &sparse.held.slots);
+        dense.or_else(sparse).or_else(|| self.multi.get(name).map(|multi| &multi.held.slots))
     }
 
     /// The slots that can match, and whether all of them do.
     fn narrow(&self, filter: &Filter) -> (RoaringBitmap, bool) {
         let all = self.points.used();
-        match self.payloads.narrow(filter, all, &|id| self.points.slot(id)) {
+        match self.payloads.narrow(filter, all, &|id| self.points.slot(id), &|name| self.having(name)) {
             Some(narrowed) => (narrowed.slots, narrowed.exact),
             None => (all.clone(), false),
         }
@@ -353,6 +484,22 @@ impl ShardIndex {
         ids.take(limit).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Calls `each` for every point that matches, or every point there is, in no order.
+    pub fn for_each(&self, filter: Option<&Filter>, payload: &PayloadOf<'_>, each: &mut dyn FnMut(&PointId, &Payload)) {
+        let (slots, exact) = match filter {
+            Some(filter) => self.narrow(filter),
+            None => (self.points.used().clone(), true),
+        };
+        for slot in &slots {
+            let Some((id, _)) = self.points.at(slot) else { continue };
+            let Some(payload) = payload(id) else { continue };
+            let has_vector = |name: &str| self.having(name).is_some_and(|slots| slots.contains(slot));
+            if exact || filter.is_none_or(|filter| filter.matches(id, &payload, &has_vector)) {
+                each(id, &payload);
+            }
+        }
+    }
+
     /// How many points match; all without a filter.
     pub fn count(&self, filter: Option<&Filter>, payload: &PayloadOf<'_>) -> u64 {
         let Some(filter) = filter else { return self.points() };
@@ -365,8 +512,15 @@ impl ShardIndex {
     }
 
     /// A point's components, as they were written (cosine: at unit length); `None` where it lacks them or they are not here.
-    pub fn vector(&self, id: &PointId, name: &str) -> Option<Arc<[f32]>> {
-        self.named.get(name)?.components(self.points.slot(id)?).map(Arc::from)
+    pub fn vector(&self, id: &PointId, name: &str) -> Option<Components> {
+        let slot = self.points.slot(id)?;
+        if let Some(named) = self.named.get(name) {
+            return named.components(slot).map(Components::from);
+        }
+        if let Some(sparse) = self.sparse.get(name) {
+            return sparse.held.get(slot).cloned().map(Components::Sparse);
+        }
+        self.multi.get(name)?.held.get(slot).cloned().map(Components::Multi)
     }
 
     /// Vectors of this name in the tail. While a file is missing these include the vectors that it will take over.
@@ -377,6 +531,18 @@ impl ShardIndex {
     /// Memory that the tails' components take.
     pub fn tail_bytes(&self) -> u64 {
         self.named.values().map(|named| named.tail.bytes()).sum()
+    }
+
+    /// Sparse and multi-vectors that are here: no segment will take them over.
+    pub fn resident_len(&self) -> u64 {
+        let sparse = self.sparse.values().map(|sparse| sparse.held.len());
+        sparse.chain(self.multi.values().map(|multi| multi.held.len())).sum()
+    }
+
+    /// About the memory that [`ShardIndex::resident_len`] vectors take.
+    pub fn resident_bytes(&self) -> u64 {
+        let sparse = self.sparse.values().map(Sparse::bytes);
+        sparse.chain(self.multi.values().map(Multi::bytes)).sum()
     }
 
     /// Members of an installed segment that are current; 0 for one that is not installed or not here.
@@ -390,13 +556,29 @@ impl ShardIndex {
     }
 
     /// Every vector that is here and in no file of the manifest here, by name: what a snapshot must carry.
-    pub fn tail_vectors(&self) -> impl Iterator<Item = (PointId, String, Stamp, Arc<[f32]>)> {
-        self.named.iter().flat_map(move |(name, named)| {
+    pub fn tail_vectors(&self) -> impl Iterator<Item = (PointId, String, Stamp, Components)> {
+        let dense = self.named.iter().flat_map(move |(name, named)| {
             let slots = named.slots.iter().filter(|slot| named.outside_files(*slot));
             slots.filter_map(move |slot| {
                 let (id, _) = self.points.at(slot)?;
-                Some((id.clone(), name.clone(), named.stamp(slot)?, Arc::from(named.components(slot)?)))
+                Some((id.clone(), name.clone(), named.stamp(slot)?, Components::from(named.components(slot)?)))
             })
+        });
+        dense.chain(self.resident_vectors())
+    }
+
+    fn resident_vectors(&self) -> impl Iterator<Item = (PointId, String, Stamp, Components)> {
+        let sparse = self.sparse.iter().flat_map(|(name, sparse)| {
+            let vectors = sparse.held.iter();
+            vectors.map(move |(slot, stamp, vector)| (name, slot, stamp, Components::Sparse(vector.clone())))
+        });
+        let multi = self.multi.iter().flat_map(|(name, multi)| {
+            let vectors = multi.held.iter();
+            vectors.map(move |(slot, stamp, vector)| (name, slot, stamp, Components::Multi(vector.clone())))
+        });
+        sparse.chain(multi).filter_map(move |(name, slot, stamp, components)| {
+            let (id, _) = self.points.at(slot)?;
+            Some((id.clone(), name.clone(), stamp, components))
         })
     }
 
@@ -407,22 +589,68 @@ impl ShardIndex {
         for (name, named) in &self.named {
             for slot in &named.slots {
                 let Some(((id, _), values)) = self.points.at(slot).zip(named.components(slot)) else { continue };
-                let stamp = named.stamp(slot).unwrap_or_default();
-                let mut hasher = blake3::Hasher::new();
-                for part in [name.as_bytes(), &id.to_key()] {
-                    hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-                }
-                hasher.update(&stamp.epoch.to_le_bytes()).update(&stamp.index.to_le_bytes());
+                let mut hasher = hasher(name, id, named.stamp(slot).unwrap_or_default());
                 for value in values {
                     hasher.update(&value.to_le_bytes());
                 }
-                let mut first = [0; 16];
-                first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-                digest = digest.wrapping_add(u128::from_le_bytes(first));
+                digest = digest.wrapping_add(sixteen(&hasher));
             }
+        }
+        for (id, name, stamp, components) in self.resident_vectors() {
+            let mut hasher = hasher(&name, &id, stamp);
+            // The kind and what gives it its form come first, so that no two vectors have the same bytes.
+            match components {
+                Components::Dense(values) => values.iter().for_each(|value| {
+                    hasher.update(&value.to_le_bytes());
+                }),
+                Components::Sparse(vector) => {
+                    hasher.update(b"s");
+                    for (index, value) in vector.entries() {
+                        hasher.update(&index.to_le_bytes()).update(&value.to_le_bytes());
+                    }
+                }
+                Components::Multi(vector) => {
+                    hasher.update(b"m").update(&vector.dimension().to_le_bytes());
+                    for value in vector.components() {
+                        hasher.update(&value.to_le_bytes());
+                    }
+                }
+            }
+            digest = digest.wrapping_add(sixteen(&hasher));
         }
         digest
     }
+}
+
+/// Whom a search may find.
+enum Candidates<'a> {
+    /// Everyone.
+    All,
+    /// These, and they all match.
+    Exactly(RoaringBitmap),
+    /// Those of these that match the filter.
+    Within(Cow<'a, RoaringBitmap>, &'a Filter),
+}
+
+/// A vector that is not all here yet is not searched.
+fn restored(query: &SearchQuery, wanted: usize) -> Result<(), SearchError> {
+    if wanted > 0 {
+        return Err(SearchError::Restoring { vector: query.vector_name.clone(), wanted });
+    }
+    Ok(())
+}
+
+fn hasher(name: &str, id: &PointId, stamp: Stamp) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    for part in [name.as_bytes(), &id.to_key()] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    hasher.update(&stamp.epoch.to_le_bytes()).update(&stamp.index.to_le_bytes());
+    hasher
+}
+
+fn sixteen(hasher: &blake3::Hasher) -> u128 {
+    hasher.finalize().as_bytes().first_chunk().map_or(0, |first| u128::from_le_bytes(*first))
 }
 
 fn by_number<'a>(entries: impl Iterator<Item = &'a InstalledSegment>) -> Vec<InstalledSegment> {

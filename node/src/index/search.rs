@@ -1,4 +1,4 @@
-//! Finding the nearest of one named vector.
+//! Finding the nearest of one named dense vector, and the ranking that the other kinds share.
 //!
 //! The answer must not depend on how vectors came to lie where they lie: every candidate, from the tail, from a graph or from a
 //! scan, is scored by the one kernel over its f32 components, and all are ranked by (score, id). Slots and rows never decide.
@@ -30,10 +30,10 @@ pub(super) struct Ask<'a> {
 }
 
 /// A candidate: score and slot.
-type Scored = (f32, u32);
+pub(super) type Scored = (f32, u32);
 
 /// Keeps the best k of what it is given.
-struct Best<'a> {
+pub(super) struct Best<'a> {
     metric: Metric,
     points: &'a Points,
     k: usize,
@@ -57,9 +57,13 @@ fn by_rank(metric: Metric, points: &Points, a: Scored, b: Scored) -> Ordering {
     }
 }
 
-impl Best<'_> {
+impl<'a> Best<'a> {
+    pub(super) fn new(metric: Metric, points: &'a Points, k: usize, threshold: Option<f32>) -> Self {
+        Self { metric, points, k, threshold, bar: None, found: Vec::new() }
+    }
+
     #[inline]
-    fn push(&mut self, score: f32, slot: u32) {
+    pub(super) fn push(&mut self, score: f32, slot: u32) {
         if self.bar.is_some_and(|bar| by_score(self.metric, score, bar) == Ordering::Greater) {
             return;
         }
@@ -79,7 +83,7 @@ impl Best<'_> {
         }
     }
 
-    fn finish(mut self) -> Vec<Scored> {
+    pub(super) fn finish(mut self) -> Vec<Scored> {
         let (metric, points) = (self.metric, self.points);
         if let Some(threshold) = self.threshold {
             self.found.retain(|(score, _)| by_score(metric, *score, threshold) != Ordering::Greater);
@@ -102,7 +106,7 @@ impl Named {
         points: &Points,
     ) -> Result<Vec<Scored>, GraphError> {
         let metric = self.spec.metric;
-        let mut best = Best { metric, points, k: ask.k, threshold: ask.threshold, bar: None, found: Vec::new() };
+        let mut best = Best::new(metric, points, ask.k, ask.threshold);
         match among {
             None => {
                 for (_, slot, values) in self.tail.iter() {
@@ -205,25 +209,36 @@ impl Named {
                 scored.push((kernel::score(metric, ask.query, values), slot));
             }
         }
-        if let Some(threshold) = ask.threshold {
-            scored.retain(|(score, _)| by_score(metric, *score, threshold) != Ordering::Greater);
-        }
-        let mut found = Vec::new();
-        let mut rest = &mut scored[..];
-        let mut next = ask.k.saturating_mul(2).max(64);
-        while found.len() < ask.k && !rest.is_empty() {
-            let take = next.min(rest.len());
-            if take < rest.len() {
-                rest.select_nth_unstable_by(take, |a, b| by_rank(metric, points, *a, *b));
-            }
-            let (nearest, others) = rest.split_at_mut(take);
-            nearest.sort_unstable_by(|a, b| by_rank(metric, points, *a, *b));
-            found.extend(nearest.iter().filter(|(_, slot)| matches(*slot)).take(ask.k - found.len()));
-            rest = others;
-            next = next.saturating_mul(2);
-        }
-        found
+        best_first(metric, points, (ask.k, ask.threshold), scored, matches)
     }
+}
+
+/// The best k of `scored` that `matches`, asked of as few as possible.
+pub(super) fn best_first(
+    metric: Metric,
+    points: &Points,
+    (k, threshold): (usize, Option<f32>),
+    mut scored: Vec<Scored>,
+    matches: &mut dyn FnMut(u32) -> bool,
+) -> Vec<Scored> {
+    if let Some(threshold) = threshold {
+        scored.retain(|(score, _)| by_score(metric, *score, threshold) != Ordering::Greater);
+    }
+    let mut found = Vec::new();
+    let mut rest = &mut scored[..];
+    let mut next = k.saturating_mul(2).max(64);
+    while found.len() < k && !rest.is_empty() {
+        let take = next.min(rest.len());
+        if take < rest.len() {
+            rest.select_nth_unstable_by(take, |a, b| by_rank(metric, points, *a, *b));
+        }
+        let (nearest, others) = rest.split_at_mut(take);
+        nearest.sort_unstable_by(|a, b| by_rank(metric, points, *a, *b));
+        found.extend(nearest.iter().filter(|(_, slot)| matches(*slot)).take(k - found.len()));
+        rest = others;
+        next = next.saturating_mul(2);
+    }
+    found
 }
 
 /// False for rows that do not exist; does not panic.

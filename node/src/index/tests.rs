@@ -2,9 +2,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use nearring_proto::collection::{FieldKind, VectorSpec};
+use nearring_proto::collection::{FieldKind, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::hit::rank;
-use nearring_proto::vector::{Metric, ScalarKind, normalize};
+use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, normalize};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -31,6 +31,8 @@ fn collection(dimension: u32, (metric, scalar): (Metric, ScalarKind), indexed: b
         routing_separator: String::new(),
         index: IndexSpec { m: 8, ef_construction: 64, ef_search: 8, ..IndexSpec::default() },
         documents: None,
+        sparse_vectors: BTreeMap::from([("words".into(), SparseSpec { modifier: Modifier::Idf })]),
+        multi_vectors: BTreeMap::from([("tokens".into(), MultiSpec { dimension: 2, metric })]),
     }
 }
 
@@ -58,10 +60,23 @@ fn random_vector(rng: &mut SmallRng, dimension: u32, metric: Metric) -> Vec<f32>
     values
 }
 
-fn query(vector: Vec<f32>, limit: usize) -> SearchQuery {
+/// Few indices and coarse values: many points share some, and many scores are equal.
+fn random_sparse(rng: &mut SmallRng) -> SparseVector {
+    let indices: Vec<u32> = (0..8).filter(|_| rng.random_bool(0.3)).collect();
+    let values = indices.iter().map(|_| rng.random_range(-2_i32..=3) as f32 / 3.0).collect();
+    SparseVector::new(indices, values).unwrap()
+}
+
+fn random_multi(rng: &mut SmallRng, metric: Metric) -> MultiVector {
+    let rows = rng.random_range(1..4);
+    let rows: Vec<Vec<f32>> = (0..rows).map(|_| random_vector(rng, 2, metric)).collect();
+    MultiVector::from_rows(&rows).unwrap()
+}
+
+fn query(vector: impl Into<Vector>, limit: usize) -> SearchQuery {
     SearchQuery {
         vector_name: String::new(),
-        vector,
+        vector: vector.into(),
         limit,
         filter: None,
         exact: false,
@@ -79,19 +94,26 @@ struct Oracle(BTreeMap<PointId, OraclePoint>);
 #[derive(Clone)]
 struct OraclePoint {
     version: Version,
-    vectors: BTreeMap<String, (Stamp, Arc<[f32]>)>,
+    vectors: BTreeMap<String, (Stamp, Components)>,
     payload: Payload,
+}
+
+impl OraclePoint {
+    fn matches(&self, id: &PointId, filter: &Filter) -> bool {
+        filter.matches(id, &self.payload, &|name| self.vectors.contains_key(name))
+    }
 }
 
 impl Oracle {
     fn search(&self, metric: Metric, query: &SearchQuery) -> Vec<Found> {
+        let metric = if matches!(query.vector, Vector::Sparse(_)) { Metric::Dot } else { metric };
         let mut found: Vec<Found> = Vec::new();
         for (id, point) in &self.0 {
             let Some((_, values)) = point.vectors.get(&query.vector_name) else { continue };
-            if query.filter.as_ref().is_some_and(|filter| !filter.matches(id, &point.payload)) {
+            if query.filter.as_ref().is_some_and(|filter| !point.matches(id, filter)) {
                 continue;
             }
-            let score = kernel::score(metric, &query.vector, values);
+            let Some(score) = score(metric, &query.vector, values) else { continue };
             let worse = |threshold: f32| if metric == Metric::L2 { score > threshold } else { score < threshold };
             if !query.score_threshold.is_some_and(worse) {
                 found.push(Found { id: id.clone(), score, version: point.version });
@@ -104,6 +126,28 @@ impl Oracle {
 
     fn payload(&self, id: &PointId) -> Option<Payload> {
         self.0.get(id).map(|point| point.payload.clone())
+    }
+}
+
+/// By the definitions.
+fn score(metric: Metric, query: &Vector, held: &Components) -> Option<f32> {
+    match (query, held) {
+        (Vector::Dense(query), Components::Dense(values)) => Some(kernel::score(metric, query, values)),
+        (Vector::Sparse(query), Components::Sparse(vector)) => {
+            let value = |index: u32| vector.entries().find(|(held, _)| *held == index).map(|(_, value)| value);
+            let products: Vec<f32> =
+                query.entries().filter_map(|(index, weight)| Some(weight * value(index)?)).collect();
+            (!products.is_empty()).then(|| products.iter().fold(0.0, |sum, product| sum + product))
+        }
+        (Vector::Multi(query), Components::Multi(vector)) => {
+            let best = |row: &[f32]| match metric {
+                Metric::L2 => vector.rows().map(|held| kernel::squared_l2(row, held)).fold(f32::MAX, f32::min),
+                _ => vector.rows().map(|held| kernel::dot(row, held)).fold(f32::MIN, f32::max),
+            };
+            let sum = query.rows().fold(0.0, |sum, row| sum + best(row));
+            Some(if metric == Metric::L2 { sum.sqrt() } else { sum })
+        }
+        (query, held) => panic!("{query:?} asks {held:?}"),
     }
 }
 
@@ -123,7 +167,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        20 => (0_u64..50, 0_u8..4, any::<u64>()).prop_map(|(id, names, seed)| Step::Put { id, names, seed }),
+        20 => (0_u64..50, 0_u8..16, any::<u64>()).prop_map(|(id, names, seed)| Step::Put { id, names, seed }),
         2 => (0_u64..50).prop_map(|id| Step::Payload { id }),
         4 => (0_u64..50).prop_map(|id| Step::Remove { id }),
         2 => any::<bool>().prop_map(|other| Step::Seal { other }),
@@ -140,13 +184,24 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn checks(seed: u64, metric: Metric, dimension: u32) -> Vec<SearchQuery> {
     let rng = &mut SmallRng::seed_from_u64(seed);
     let mut checks = Vec::new();
-    for filter in [None, Some(json!({"equals": {"path": "n", "value": 1}})), Some(json!({"ids": [1, 2, "id 3", 99]}))] {
+    let words = json!({"has_vector": "words"});
+    for filter in [
+        None,
+        Some(json!({"equals": {"path": "n", "value": 1}})),
+        Some(json!({"ids": [1, 2, "id 3", 99]})),
+        Some(json!({"all": [words, {"not": {"has_vector": ""}}]})),
+        Some(json!({"any": [{"has_vector": "tokens"}, {"equals": {"path": "n", "value": 1}}]})),
+    ] {
         for exact in [true, false] {
             let mut query = query(random_vector(rng, dimension, metric), rng.random_range(1..12));
             query.exact = exact;
             query.filter = filter.clone().map(|filter| serde_json::from_value(filter).unwrap());
             query.score_threshold = rng.random_bool(0.2).then_some(0.25);
             query.vector_name = if rng.random_bool(0.3) { "other".into() } else { String::new() };
+            let (vector_name, vector) = ("words".into(), random_sparse(rng).into());
+            checks.push(SearchQuery { vector_name, vector, ..query.clone() });
+            let (vector_name, vector) = ("tokens".into(), random_multi(rng, metric).into());
+            checks.push(SearchQuery { vector_name, vector, ..query.clone() });
             checks.push(query);
         }
     }
@@ -174,9 +229,17 @@ fn run(steps: Vec<Step>, kind: (Metric, ScalarKind)) {
                 let mut vectors = BTreeMap::new();
                 for (bit, name) in [(1, ""), (2, "other")] {
                     if names & bit != 0 {
-                        let values: Arc<[f32]> = random_vector(rng, dimension, metric).into();
-                        vectors.insert(name.to_owned(), (stamp(entry), values));
+                        let values = Vector::from(random_vector(rng, dimension, metric));
+                        vectors.insert(name.to_owned(), (stamp(entry), Components::from(values)));
                     }
+                }
+                if names & 4 != 0 {
+                    let vector = Vector::from(random_sparse(rng));
+                    vectors.insert("words".to_owned(), (stamp(entry), vector.into()));
+                }
+                if names & 8 != 0 {
+                    let vector = Vector::from(random_multi(rng, metric));
+                    vectors.insert("tokens".to_owned(), (stamp(entry), vector.into()));
                 }
                 let payload = json!({"n": number % 4}).as_object().unwrap().clone();
                 let changes = vectors.iter().map(|(name, (at, values))| (name.clone(), (*at, Some(values.clone()))));
@@ -281,7 +344,7 @@ fn check(prompt: &ShardIndex, late: &ShardIndex, oracle: &Oracle, metric: Metric
     for query in queries {
         let found = prompt.search(&query, &payload).unwrap();
         let wanted = oracle.search(metric, &query);
-        if query.exact {
+        if query.exact || query.vector.dense().is_none() {
             assert_eq!(found, wanted);
         } else if query.score_threshold.is_none() {
             assert_eq!(found.len(), wanted.len(), "min(k, matches) hits");
@@ -292,12 +355,8 @@ fn check(prompt: &ShardIndex, late: &ShardIndex, oracle: &Oracle, metric: Metric
             Err(error) => panic!("{error}"),
         }
         if let Some(filter) = &query.filter {
-            let matching: Vec<PointId> = oracle
-                .0
-                .iter()
-                .filter(|(id, point)| filter.matches(id, &point.payload))
-                .map(|(id, _)| id.clone())
-                .collect();
+            let matching: Vec<PointId> =
+                oracle.0.iter().filter(|(id, point)| point.matches(id, filter)).map(|(id, _)| id.clone()).collect();
             let after = matching.get(matching.len() / 3);
             let behind: Vec<PointId> =
                 matching.iter().filter(|id| after.is_none_or(|after| *id > after)).take(5).cloned().collect();
@@ -308,6 +367,14 @@ fn check(prompt: &ShardIndex, late: &ShardIndex, oracle: &Oracle, metric: Metric
         }
     }
     assert_eq!(prompt.vectors_digest(), late.vectors_digest());
+    let words = || oracle.0.values().filter_map(|point| point.vectors.get("words"));
+    let has = |index: u32| {
+        words().filter(move |(_, held)| matches!(held, Components::Sparse(v) if v.indices().contains(&index)))
+    };
+    let frequencies = (words().count() as u64, vec![has(0).count() as u64, has(5).count() as u64, 0]);
+    for index in [prompt, late] {
+        assert_eq!(index.frequencies("words", &[0, 5, 99]), Some(frequencies.clone()));
+    }
     let held: usize = oracle.0.values().map(|point| point.vectors.len()).sum();
     for index in [prompt, late] {
         assert_eq!(index.points(), oracle.0.len() as u64);
@@ -370,7 +437,7 @@ proptest! {
 }
 
 fn put(entry: u64, id: PointId, values: Vec<f32>, payload: Option<Payload>) -> IndexChange {
-    let vectors = BTreeMap::from([(String::new(), (stamp(entry), Some(Arc::from(values))))]);
+    let vectors = BTreeMap::from([(String::new(), (stamp(entry), Some(Vector::from(values).into())))]);
     IndexChange::Put { id, version: stamp(entry), vectors, payload }
 }
 
@@ -421,7 +488,7 @@ fn populated(kind: (Metric, ScalarKind), indexed: bool) -> (ShardIndex, Oracle, 
         let values = clustered(rng, &centres, &vector);
         let payload = json!({"n": number}).as_object().cloned();
         index.apply(put(entry, PointId::Number(number), values.clone(), payload.clone()));
-        let vectors = BTreeMap::from([(String::new(), (stamp(entry), values.into()))]);
+        let vectors = BTreeMap::from([(String::new(), (stamp(entry), Vector::from(values).into()))]);
         let point = OraclePoint { version: stamp(entry), vectors, payload: payload.unwrap() };
         oracle.0.insert(PointId::Number(number), point);
     }
@@ -442,7 +509,7 @@ fn walks_find_what_brute_force_finds() {
             assert_eq!(found.len(), 10);
             for hit in &found {
                 let (_, values) = &oracle.0[&hit.id].vectors[""];
-                assert_eq!(hit.score.to_bits(), kernel::score(metric, &query.vector, values).to_bits());
+                assert_eq!(hit.score.to_bits(), score(metric, &query.vector, values).unwrap().to_bits());
             }
             right += found.iter().filter(|hit| wanted.contains(hit)).count();
             all += wanted.len();
@@ -551,6 +618,75 @@ fn what_a_graph_cannot_tell_apart_is_sealed_all_the_same() {
     assert_eq!(index.search(&query(vec![0.5; 4], 10), &|_| None).unwrap().len(), 10);
 }
 
+/// Many windows of slots and blocks of lists, written in one order here and in another there, with deletions.
+#[test]
+fn a_large_sparse_vector_is_searched_exactly_and_alike_whatever_came_when() {
+    let rng = &mut SmallRng::seed_from_u64(3);
+    let spec = collection(2, (Metric::Dot, ScalarKind::F32), true);
+    // Few points have one of the later indices, nearly all the first.
+    let vectors: Vec<SparseVector> = (0..40_000)
+        .map(|_| {
+            let indices: std::collections::BTreeSet<u32> =
+                (0..4).map(|_| (rng.random_range(0.0_f32..1.0).powi(6) * 2_000.0) as u32).collect();
+            let values = indices.iter().map(|_| rng.random_range(0.0_f32..1.0)).collect();
+            SparseVector::new(indices.into_iter().collect(), values).unwrap()
+        })
+        .collect();
+    let change = |number: usize, entry: u64| {
+        let held = Components::from(Vector::from(vectors[number].clone()));
+        IndexChange::Put {
+            id: PointId::Number(number as u64),
+            version: stamp(number as u64),
+            vectors: BTreeMap::from([("words".to_owned(), (stamp(entry), Some(held)))]),
+            payload: json!({"n": number % 100, "m": number % 100}).as_object().cloned(),
+        }
+    };
+    let (mut one, mut other) = (configured(&spec), configured(&spec));
+    (0..vectors.len()).for_each(|number| drop(one.apply(change(number, number as u64))));
+    for number in (0..vectors.len()).rev() {
+        other.apply(change(number, 7));
+        if number % 3 == 0 {
+            other.apply(IndexChange::Remove { id: PointId::Number(number as u64) });
+        }
+    }
+    // Written again, also where nothing was removed: another stamp.
+    (0..vectors.len()).for_each(|number| drop(other.apply(change(number, number as u64))));
+    assert_eq!(one.vectors_digest(), other.vectors_digest());
+    assert_eq!(one.resident_bytes(), other.resident_bytes());
+    let payload = |id: &PointId| match id {
+        PointId::Number(number) => json!({"n": number % 100, "m": number % 100}).as_object().cloned(),
+        _ => None,
+    };
+    for filter in [json!(null), json!({"equals": {"path": "n", "value": 7}}), json!({"range": {"path": "m", "lt": 50}})]
+    {
+        let filter: Option<Filter> = serde_json::from_value(filter).unwrap();
+        for indices in [vec![0, 1, 5, 40, 900], vec![1_500, 1_501, 1_777], vec![], vec![9_999]] {
+            let values = indices.iter().map(|_| rng.random_range(0.0_f32..2.0)).collect();
+            let asked = SparseVector::new(indices, values).unwrap();
+            let mut wanted: Vec<Found> = Vec::new();
+            for (number, vector) in (0..).zip(&vectors) {
+                let id = PointId::Number(number);
+                if filter.as_ref().is_none_or(|filter| filter.matches(&id, &payload(&id).unwrap(), &|_| false))
+                    && let Some(score) = asked.dot(vector)
+                {
+                    wanted.push(Found { id, score, version: stamp(number) });
+                }
+            }
+            wanted.sort_by(|a, b| rank(Metric::Dot, (a.score, &a.id), (b.score, &b.id)));
+            wanted.truncate(50);
+            let mut query = query(asked, 50);
+            query.vector_name = "words".into();
+            query.filter = filter.clone();
+            for index in [&one, &other] {
+                assert_eq!(index.search(&query, &payload).unwrap(), wanted);
+            }
+        }
+    }
+    (0..vectors.len()).for_each(|number| drop(one.apply(IndexChange::Remove { id: PointId::Number(number as u64) })));
+    assert_eq!((one.resident_bytes(), one.vectors_digest()), (0, 0));
+    assert_eq!(one.frequencies("words", &[0, 1]), Some((0, vec![0, 0])));
+}
+
 #[test]
 fn what_cannot_be_answered_is_refused_by_name() {
     let mut index = configured(&collection(2, (Metric::L2, ScalarKind::F32), false));
@@ -558,6 +694,14 @@ fn what_cannot_be_answered_is_refused_by_name() {
     let unknown = SearchQuery { vector_name: "none".into(), ..query(vec![0.0; 2], 1) };
     assert_eq!(ask(&index, &unknown), Err(SearchError::UnknownVector("none".into())));
     assert_eq!(ask(&index, &query(vec![0.0; 3], 1)), Err(SearchError::Dimension { got: 3, want: 2 }));
+    let sparse = SparseVector::new(vec![1], vec![1.0]).unwrap();
+    assert_eq!(ask(&index, &query(sparse.clone(), 1)), Err(SearchError::UnknownVector(String::new())), "of its kind");
+    let words = SearchQuery { vector_name: "words".into(), ..query(sparse, 1) };
+    index.restore_record(id(2), stamp(1), &BTreeMap::from([("words".to_owned(), stamp(1))]), None);
+    assert_eq!(ask(&index, &words), Err(SearchError::Restoring { vector: "words".into(), wanted: 1 }));
+    assert_eq!(index.frequencies("words", &[1]), None);
+    index.apply(IndexChange::Remove { id: id(2) });
+    assert_eq!(ask(&index, &words), Ok(vec![]));
     let vector = String::new();
     index.restore_record(id(1), stamp(1), &BTreeMap::from([(vector.clone(), stamp(1))]), None);
     let here = query(vec![0.0; 2], 1);

@@ -1,19 +1,28 @@
 //! What is logged for a shard, and what applying it answers.
 //!
-//! One entry is `format u8 · rkyv(Envelope)`: little-endian, unaligned, 32-bit offsets, validated before use. Ids, tags
-//! and field order are forever: they are in every log. An answer is `format u8 · repeated u8 · rkyv(Reply)`.
+//! ```text
+//! entry  = 1 · rkyv(Envelope)
+//!        | 2 · length u32 · rkyv(Later) · rkyv(Envelope)
+//! answer = 1 · repeated u8 · rkyv(Reply)
+//! ```
+//! Little-endian, unaligned, 32-bit offsets, validated before use. Ids, tags and field order are forever: they are in every
+//! log. What sparse and multi-vectors add, points and settings alike, has no place in the envelope's form and travels in front
+//! of it, as `Later`. An entry that needs none of that is of format 1, as ever.
 //!
 //! Decoding is total: whatever the bytes, it answers a value or a [`CommandError`], and allocates in proportion to its
 //! input.
 // rkyv's derive makes types for the fields of variants, without documentation.
 #![allow(missing_docs)]
 use bytes::Bytes;
-use nearring_proto::collection::CollectionSpec;
+use nearring_proto::collection::{CollectionSpec, LaterSpec};
 use nearring_proto::ids::{PointId, ReplicaId, RequestId, SessionId, Version};
+use nearring_proto::vector::Vector;
 use nearring_proto::write::{Outcome, PayloadMode, Precondition};
 
-/// The format written, and the newest that is understood.
+/// The format of answers, and of entries that hold nothing beyond it.
 pub const FORMAT: u8 = 1;
+/// The newest format of entries that is written and understood.
+pub const FORMAT_LATER: u8 = 2;
 
 /// blake3 of a segment file's contents, without its footer.
 pub type SegmentHash = [u8; 32];
@@ -35,10 +44,22 @@ pub struct Envelope {
 pub struct PointWrite {
     /// Its id.
     pub id: PointId,
-    /// Name → components; cosine vectors at unit length.
+    /// Name → components of a dense vector; cosine vectors at unit length.
     pub vectors: Vec<(String, Vec<f32>)>,
     /// A JSON object; empty means `{}`.
     pub payload: Vec<u8>,
+    /// Name → sparse or multi-vector; rows for cosine at unit length. Archived in `Later`.
+    #[rkyv(with = rkyv::with::Skip)]
+    pub others: Vec<(String, Vector)>,
+}
+
+/// What an envelope's archived form has no place for.
+#[derive(Clone, PartialEq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Later {
+    /// `PointWrite::others`, by the point's place among the command's.
+    points: Vec<(u32, Vec<(String, Vector)>)>,
+    /// Of `Configure`.
+    spec: Option<LaterSpec>,
 }
 
 /// What an entry does.
@@ -204,10 +225,12 @@ pub enum Refusal {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CommandError {
     /// Written by a newer version.
-    #[error("format {found} is newer than {FORMAT}, which this version understands; upgrade this node")]
+    #[error("format {found} is newer than {newest}, which this version understands; upgrade this node")]
     NewerFormat {
         /// The format found.
         found: u8,
+        /// The newest known.
+        newest: u8,
     },
     /// Cut off, damaged, or something else.
     #[error("malformed: {0}")]
@@ -218,9 +241,10 @@ impl Envelope {
     /// The entry's bytes. An entry of 2 GiB or more, which every limit on requests excludes, becomes no bytes at all, and
     /// those are refused when decoded.
     pub fn encode(&self) -> Bytes {
-        rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Failure>(self, vec![FORMAT])
-            .map(Bytes::from)
-            .unwrap_or_default()
+        let later = self.command.later();
+        let head = if later == Later::default() { Some(vec![FORMAT]) } else { head(&later) };
+        let bytes = head.and_then(|head| rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Failure>(self, head).ok());
+        bytes.map(Bytes::from).unwrap_or_default()
     }
 
     /// Reads an entry.
@@ -228,7 +252,58 @@ impl Envelope {
     /// # Errors
     /// Where the bytes are not an entry of a format that is understood.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
-        rkyv::from_bytes::<Self, rkyv::rancor::Error>(check_format(bytes)?).map_err(malformed)
+        let Some((&FORMAT_LATER, body)) = bytes.split_first() else {
+            return rkyv::from_bytes::<Self, rkyv::rancor::Error>(check_format(bytes, FORMAT_LATER)?)
+                .map_err(malformed);
+        };
+        let (length, body) = body.split_first_chunk::<4>().ok_or_else(|| malformed("cut off"))?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(malformed)?;
+        let (later, body) = body.split_at_checked(length).ok_or_else(|| malformed("cut off"))?;
+        let later = rkyv::from_bytes::<Later, rkyv::rancor::Error>(later).map_err(malformed)?;
+        let mut envelope = rkyv::from_bytes::<Self, rkyv::rancor::Error>(body).map_err(malformed)?;
+        envelope.command.set_later(later)?;
+        Ok(envelope)
+    }
+}
+
+fn head(later: &Later) -> Option<Vec<u8>> {
+    let later = rkyv::to_bytes::<rkyv::rancor::Failure>(later).ok()?;
+    let mut head = vec![FORMAT_LATER];
+    head.extend_from_slice(&u32::try_from(later.len()).ok()?.to_le_bytes());
+    head.extend_from_slice(&later);
+    Some(head)
+}
+
+impl Command {
+    /// The points that it writes.
+    pub fn points(&self) -> &[PointWrite] {
+        match self {
+            Command::Upsert { points, .. } | Command::ReplaceGroup { points, .. } => points,
+            _ => &[],
+        }
+    }
+
+    fn later(&self) -> Later {
+        let points = (0..).zip(self.points()).filter(|(_, point)| !point.others.is_empty());
+        let points = points.map(|(at, point)| (at, point.others.clone())).collect();
+        let spec = if let Command::Configure { spec, .. } = self { spec.later() } else { None };
+        Later { points, spec }
+    }
+
+    fn set_later(&mut self, later: Later) -> Result<(), CommandError> {
+        let strange = || malformed("it holds vectors or settings for what it does not write");
+        let points: &mut [PointWrite] = match self {
+            Command::Upsert { points, .. } | Command::ReplaceGroup { points, .. } => points,
+            Command::Configure { spec, .. } => {
+                spec.set_later(later.spec.ok_or_else(strange)?);
+                return if later.points.is_empty() { Ok(()) } else { Err(strange()) };
+            }
+            _ => return Err(strange()),
+        };
+        for (at, others) in later.points {
+            points.get_mut(at as usize).ok_or_else(strange)?.others = others;
+        }
+        if later.spec.is_none() { Ok(()) } else { Err(strange()) }
     }
 }
 
@@ -243,7 +318,7 @@ pub fn encode_reply(reply: &Reply, repeated: bool) -> Bytes {
 /// # Errors
 /// Where the bytes are not an answer of a format that is understood.
 pub fn decode_reply(bytes: &[u8]) -> Result<(Reply, bool), CommandError> {
-    let (repeated, body) = match check_format(bytes)?.split_first() {
+    let (repeated, body) = match check_format(bytes, FORMAT)?.split_first() {
         Some((0, body)) => (false, body),
         Some((1, body)) => (true, body),
         _ => return Err(malformed("neither first nor repeated")),
@@ -255,10 +330,11 @@ fn malformed(reason: impl std::fmt::Display) -> CommandError {
     CommandError::Malformed(reason.to_string())
 }
 
-fn check_format(bytes: &[u8]) -> Result<&[u8], CommandError> {
+/// The body of format 1. `newest` is what else would be understood here.
+fn check_format(bytes: &[u8], newest: u8) -> Result<&[u8], CommandError> {
     match bytes.split_first() {
         Some((&FORMAT, body)) => Ok(body),
         None | Some((0, _)) => Err(malformed("no format")),
-        Some((&found, _)) => Err(CommandError::NewerFormat { found }),
+        Some((&found, _)) => Err(CommandError::NewerFormat { found, newest }),
     }
 }

@@ -21,25 +21,27 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
-use nearring_proto::collection::{CollectionSpec, VectorSpec, check_payload};
+use nearring_proto::collection::{AnySpec, CollectionSpec, LaterSpec, check_payload};
 use nearring_proto::convert::decode_filter;
 use nearring_proto::ids::{PointId, ReplicaId, SessionId, Version};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::placement::ring::{group_routing_key, routing_key};
-use nearring_proto::vector;
+use nearring_proto::vector::{self, VectorError};
 use nearring_proto::write::{Outcome, PayloadMode, Precondition};
 use serde_json::Value;
 
 use self::command::{Command, Envelope, PointWrite, Refusal, Reply, SegmentHash};
 use self::record::{FORMAT, Record, StateError, check_format, malformed, take};
 use self::session::{Admission, Session, Sessions};
-use crate::index::change::{IndexChange, InstalledSegment, VectorChange};
+use crate::index::change::{Components, IndexChange, InstalledSegment, VectorChange};
 use crate::raft::codec;
 use crate::raft::{LogId, Membership, StoredMembership};
 use crate::store::digest::digest_of;
+
+/// The newest format of [`MachineMeta`] that is written and understood.
+const FORMAT_LATER: u8 = 2;
 
 /// A seal that is logged and whose segment is not installed yet.
 #[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -263,7 +265,9 @@ impl Machine {
                     Some(old) if old.placement > *begun => Some(Outcome::FilterMismatch),
                     // A stored payload was checked when it came.
                     Some(old) => {
-                        let matches = payload::parse(&old.payload).is_ok_and(|payload| filter.matches(id, &payload));
+                        let has_vector = |name: &str| old.vectors.contains_key(name);
+                        let matches =
+                            payload::parse(&old.payload).is_ok_and(|payload| filter.matches(id, &payload, &has_vector));
                         (!matches).then_some(Outcome::FilterMismatch)
                     }
                 })?;
@@ -303,11 +307,20 @@ impl Machine {
         }
         if let Some(old) = &self.meta.spec {
             // Points, their vectors and their homes follow from these.
-            let same = |(name, old): (&String, &VectorSpec)| {
-                spec.vectors.get(name).is_some_and(|new| (new.dimension, new.metric) == (old.dimension, old.metric))
+            let same = |name: &str| match (old.vector(name), spec.vector(name)) {
+                (Some(AnySpec::Dense(old)), Some(AnySpec::Dense(new))) => {
+                    (new.dimension, new.metric) == (old.dimension, old.metric)
+                }
+                // A modifier belongs to queries.
+                (Some(AnySpec::Sparse(_)), Some(AnySpec::Sparse(_))) => true,
+                (Some(AnySpec::Multi(old)), Some(AnySpec::Multi(new))) => old == new,
+                _ => false,
             };
-            if !old.vectors.iter().all(same) {
-                return Err(invalid("vectors", "a vector's dimension and metric cannot change, nor can it be dropped"));
+            if !old.vector_names().all(same) {
+                return Err(invalid(
+                    "vectors",
+                    "a vector's kind, dimension and metric cannot change, nor can it be dropped",
+                ));
             }
             if old.routing_separator != spec.routing_separator {
                 return Err(invalid("routing_separator", "cannot change"));
@@ -327,7 +340,7 @@ impl Machine {
         builder: ReplicaId,
     ) -> Result<Effect, Refusal> {
         if !spec.vectors.contains_key(vector) {
-            return Err(invalid("vector", format!("the collection has no vector {vector:?}")));
+            return Err(invalid("vector", format!("the collection has no dense vector {vector:?}")));
         }
         let distinct: BTreeSet<&SegmentHash> = sources.iter().collect();
         let installed =
@@ -407,9 +420,20 @@ fn check_point<'a>(spec: &CollectionSpec, at: usize, write: &'a PointWrite) -> R
     let mut names = BTreeSet::new();
     for (name, values) in &write.vectors {
         let field = || format!("points[{at}].vectors[{name:?}]");
-        let known = spec.vectors.get(name).ok_or_else(|| invalid(field(), "the collection has no such vector"))?;
-        vector::check(values, known.dimension as usize, known.metric)
-            .map_err(|error| invalid(field(), error.to_string()))?;
+        let checked = match spec.vector(name).ok_or_else(|| invalid(field(), "the collection has no such vector"))? {
+            AnySpec::Dense(known) => vector::check(values, known.dimension as usize, known.metric),
+            AnySpec::Sparse(_) => Err(VectorError::Kind { got: "dense", want: "sparse" }),
+            AnySpec::Multi(_) => Err(VectorError::Kind { got: "dense", want: "multi" }),
+        };
+        checked.map_err(|error| invalid(field(), error.to_string()))?;
+        if !names.insert(name) {
+            return Err(invalid(field(), "is given twice"));
+        }
+    }
+    for (name, vector) in &write.others {
+        let field = || format!("points[{at}].vectors[{name:?}]");
+        let known = spec.vector(name).ok_or_else(|| invalid(field(), "the collection has no such vector"))?;
+        known.check(vector).map_err(|error| invalid(field(), error.to_string()))?;
         if !names.insert(name) {
             return Err(invalid(field(), "is given twice"));
         }
@@ -428,18 +452,21 @@ fn too_large(field: String, got: usize) -> Refusal {
 
 /// Writes a whole point over whatever was there.
 fn write_point(effect: &mut Effect, version: Version, point: Checked<'_>, old: Option<&Record>) {
-    let Checked { write: PointWrite { id, vectors, payload: bytes }, payload } = point;
+    let Checked { write: PointWrite { id, vectors, payload: bytes, others }, payload } = point;
+    let names = vectors.iter().map(|(name, _)| name).chain(others.iter().map(|(name, _)| name));
     let record = Record {
         version,
         placement: old.map_or(version, |old| old.placement),
-        vectors: vectors.iter().map(|(name, _)| (name.clone(), version)).collect(),
+        vectors: names.map(|name| (name.clone(), version)).collect(),
         payload: Bytes::copy_from_slice(bytes),
     };
-    let brought = |values: &Vec<f32>| -> VectorChange { (version, Some(Arc::from(values.as_slice()))) };
+    let dense = vectors.iter().map(|(name, values)| (name.clone(), Components::from(values.as_slice())));
+    let others = others.iter().map(|(name, vector)| (name.clone(), Components::from(vector.clone())));
+    let brought = |(name, components)| -> (String, VectorChange) { (name, (version, Some(components))) };
     effect.changes.push(IndexChange::Put {
         id: id.clone(),
         version,
-        vectors: vectors.iter().map(|(name, values)| (name.clone(), brought(values))).collect(),
+        vectors: dense.chain(others).map(brought).collect(),
         payload: old.is_none_or(|old| old.payload != record.payload).then_some(payload),
     });
     effect.put(id, old, record);
@@ -611,7 +638,14 @@ fn replace_group<F: Facts>(
     Ok((written(version, applied, effect.removed, Vec::new()), effect))
 }
 
-/// What [`MachineMeta::encode`] leaves to rkyv.
+/// What [`MachineMeta::encode`] leaves to rkyv in format 2: settings that [`Kept`] has no place for.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct KeptLater {
+    kept: Kept,
+    later: LaterSpec,
+}
+
+/// What [`MachineMeta::encode`] leaves to rkyv in format 1.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct Kept {
     time_ms: u64,
@@ -624,10 +658,12 @@ struct Kept {
 }
 
 impl MachineMeta {
-    /// The bytes: `format u8 · length u32 · raft codec of (applied, membership) · rkyv of the rest`.
+    /// The bytes: `format u8 · length u32 · raft codec of (applied, membership) · rkyv of the rest`. Format 2 where there are
+    /// settings that 1 has no place for.
     pub fn encode(&self) -> Vec<u8> {
         let raft = codec::encode(&(self.applied, self.membership.clone()));
-        let mut out = vec![FORMAT];
+        let later = self.spec.as_ref().and_then(CollectionSpec::later);
+        let mut out = vec![if later.is_some() { FORMAT_LATER } else { FORMAT }];
         out.extend_from_slice(&u32::try_from(raft.len()).unwrap_or(u32::MAX).to_le_bytes());
         out.extend_from_slice(&raft);
         let kept = Kept {
@@ -640,7 +676,11 @@ impl MachineMeta {
             seals: self.seals.values().cloned().collect(),
         };
         // Far below 2 GiB, so this cannot fail; empty bytes would be refused when read.
-        rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Failure>(&kept, out).unwrap_or_default()
+        let bytes = match later {
+            None => rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Failure>(&kept, out),
+            Some(later) => rkyv::api::high::to_bytes_in(&KeptLater { kept, later }, out),
+        };
+        bytes.unwrap_or_default()
     }
 
     /// Reads what [`MachineMeta::encode`] wrote.
@@ -648,13 +688,28 @@ impl MachineMeta {
     /// # Errors
     /// Where the bytes are not that, or of a newer format.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        let mut rest = check_format(bytes)?;
+        let (later, mut rest) = match bytes.split_first() {
+            Some((&FORMAT_LATER, rest)) => (true, rest),
+            Some((&found, _)) if found > FORMAT_LATER => {
+                return Err(StateError::NewerFormat { found, newest: FORMAT_LATER });
+            }
+            _ => (false, check_format(bytes)?),
+        };
         let length = u32::from_le_bytes(take(&mut rest, 4)?.try_into().map_err(malformed)?);
         let raft = take(&mut rest, usize::try_from(length).map_err(malformed)?)?;
         let (applied, membership) =
             codec::decode::<(Option<LogId>, StoredMembership)>(Bytes::copy_from_slice(raft)).map_err(malformed)?;
-        let kept = rkyv::from_bytes::<Kept, rkyv::rancor::Error>(rest).map_err(malformed)?;
-        let Kept { time_ms, home_epoch, spec, points, digest, manifest, seals } = kept;
+        let (kept, later) = if later {
+            let KeptLater { kept, later } =
+                rkyv::from_bytes::<KeptLater, rkyv::rancor::Error>(rest).map_err(malformed)?;
+            (kept, Some(later))
+        } else {
+            (rkyv::from_bytes::<Kept, rkyv::rancor::Error>(rest).map_err(malformed)?, None)
+        };
+        let Kept { time_ms, home_epoch, mut spec, points, digest, manifest, seals } = kept;
+        if let Some((spec, later)) = spec.as_mut().zip(later) {
+            spec.set_later(later);
+        }
         let seals = seals.into_iter().map(|seal| (seal.segment, seal)).collect();
         Ok(Self { applied, membership, time_ms, home_epoch, spec, points, digest, manifest, seals })
     }

@@ -27,17 +27,19 @@ pub struct Record {
     pub payload: Bytes,
 }
 
-/// The format written, and the newest that is understood, of every value a shard keeps.
+/// The format written, and the newest that is understood, of every value a shard keeps; its settings have a newer one too.
 pub const FORMAT: u8 = 1;
 
 /// Bytes that are no record, or no other part of a shard's state.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StateError {
     /// Written by a newer version.
-    #[error("format {found} is newer than {FORMAT}, which this version understands; upgrade this node")]
+    #[error("format {found} is newer than {newest}, which this version understands; upgrade this node")]
     NewerFormat {
         /// The format found.
         found: u8,
+        /// The newest known.
+        newest: u8,
     },
     /// Cut off, damaged, or something else.
     #[error("malformed: {0}")]
@@ -93,7 +95,7 @@ pub(crate) fn check_format(bytes: &[u8]) -> Result<&[u8], StateError> {
     match bytes.split_first() {
         Some((&FORMAT, body)) => Ok(body),
         None | Some((0, _)) => Err(malformed("no format")),
-        Some((&found, _)) => Err(StateError::NewerFormat { found }),
+        Some((&found, _)) => Err(StateError::NewerFormat { found, newest: FORMAT }),
     }
 }
 

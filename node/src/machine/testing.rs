@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use std::collections::BTreeMap;
 
-use nearring_proto::collection::{CollectionSpec, IndexSpec, VectorSpec};
+use nearring_proto::collection::{CollectionSpec, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::convert::encode_filter;
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, ReplicaId, RequestId, SessionId, Version};
-use nearring_proto::vector::{Metric, ScalarKind};
+use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector};
 use nearring_proto::write::{PayloadMode, Precondition};
 use openraft::vote::RaftLeaderId as _;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ pub(crate) fn log_id(index: u64) -> LogId {
     LogId::new(leader.to_committed(), index)
 }
 
-/// Vectors "" and "title" of two components; groups by `#`.
+/// Dense vectors "" and "title" of two components, sparse "words", multi-vectors "tokens" of two components; groups by `#`.
 pub(crate) fn spec() -> CollectionSpec {
     let vector = VectorSpec { dimension: 2, metric: Metric::Cosine, scalar: ScalarKind::F32 };
     CollectionSpec {
@@ -33,6 +33,8 @@ pub(crate) fn spec() -> CollectionSpec {
         routing_separator: "#".to_owned(),
         index: IndexSpec::default(),
         documents: None,
+        sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
+        multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::Cosine })]),
     }
 }
 
@@ -72,10 +74,22 @@ fn point(id: PointId) -> impl Strategy<Value = PointWrite> {
         (component.clone(), component).prop_map(|(x, y)| vec![f32::from(x) + 0.5, f32::from(y)]),
         0..=2,
     );
-    (vectors, payload()).prop_map(move |(vectors, payload)| PointWrite {
+    let entries = prop::collection::btree_map(0u32..6, -4i8..5, 0..4).prop_map(|entries| {
+        let (indices, values) = entries.into_iter().map(|(index, value)| (index, f32::from(value))).unzip();
+        Vector::from(SparseVector::new(indices, values).unwrap())
+    });
+    let rows = prop::collection::vec((-4i8..5, -4i8..5).prop_map(|(x, y)| [f32::from(x) + 0.5, f32::from(y)]), 1..4)
+        .prop_map(|rows| Vector::from(MultiVector::new(2, rows.concat()).unwrap()));
+    let others =
+        (prop::option::weighted(0.3, entries), prop::option::weighted(0.3, rows)).prop_map(|(words, tokens)| {
+            let named = [("words", words), ("tokens", tokens)].into_iter();
+            named.filter_map(|(name, vector)| Some((name.to_owned(), vector?))).collect()
+        });
+    (vectors, payload(), others).prop_map(move |(vectors, payload, others)| PointWrite {
         id: id.clone(),
         vectors: vectors.into_iter().collect(),
         payload,
+        others,
     })
 }
 
@@ -126,7 +140,13 @@ pub(crate) fn valid_write() -> BoxedStrategy<Command> {
 
 /// A write that is wrong as a whole.
 pub(crate) fn invalid_write() -> BoxedStrategy<Command> {
-    let good = || PointWrite { id: PointId::Number(1), vectors: vec![], payload: vec![] };
+    let good = || PointWrite { id: PointId::Number(1), vectors: vec![], payload: vec![], others: vec![] };
+    let sparse = || Vector::from(SparseVector::new(vec![1], vec![1.0]).unwrap());
+    let multi = |dimension, components: &[f32]| Vector::from(MultiVector::new(dimension, components.to_vec()).unwrap());
+    let other = |others: Vec<(&str, Vector)>| PointWrite {
+        others: others.into_iter().map(|(name, vector)| (name.to_owned(), vector)).collect(),
+        ..good()
+    };
     let with = |vectors: Vec<(&str, Vec<f32>)>| PointWrite {
         vectors: vectors.into_iter().map(|(name, values)| (name.to_owned(), values)).collect(),
         ..good()
@@ -138,12 +158,20 @@ pub(crate) fn invalid_write() -> BoxedStrategy<Command> {
         vec![with(vec![("", vec![1.0, f32::NAN])])],
         vec![with(vec![("", vec![0.0, 0.0])])],
         vec![with(vec![("", vec![1.0, 1.0]), ("", vec![1.0, 1.0])])],
+        vec![with(vec![("words", vec![1.0, 1.0])])],
+        vec![other(vec![("nose", sparse())])],
+        vec![other(vec![("", sparse())])],
+        vec![other(vec![("words", sparse()), ("words", sparse())])],
+        vec![other(vec![("words", multi(2, &[1.0, 1.0]))])],
+        vec![other(vec![("tokens", multi(1, &[1.0]))])],
+        vec![other(vec![("tokens", multi(2, &[1.0, 1.0, 0.0, 0.0]))])],
+        vec![PointWrite { vectors: vec![("words".to_owned(), vec![1.0])], ..other(vec![("words", sparse())]) }],
         vec![PointWrite { payload: b"[1]".to_vec(), ..good() }],
         vec![PointWrite { payload: b"{".to_vec(), ..good() }],
         vec![PointWrite { id: PointId::Text(String::new()), ..good() }],
     ];
-    let upsert = prop::sample::select(bad_points).prop_map(|mut points| {
-        points.insert(0, PointWrite { id: PointId::Number(2), vectors: vec![], payload: vec![] });
+    let upsert = prop::sample::select(bad_points).prop_map(move |mut points| {
+        points.insert(0, PointWrite { id: PointId::Number(2), ..good() });
         Command::Upsert { points, preconditions: vec![] }
     });
     let ids = |ids: &[u64]| ids.iter().map(|id| PointId::Number(*id)).collect::<Vec<_>>();

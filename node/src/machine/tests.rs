@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use nearring_proto::convert::encode_filter;
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::RequestId;
+use nearring_proto::vector::Vector;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -101,7 +102,7 @@ struct Model {
 struct ModelPoint {
     version: Version,
     placement: Version,
-    vectors: BTreeMap<String, (Version, Vec<f32>)>,
+    vectors: BTreeMap<String, (Version, Vector)>,
     payload: Payload,
 }
 
@@ -200,7 +201,9 @@ impl Model {
 
     fn write(&mut self, version: Version, point: &PointWrite) {
         let placement = self.points.get(&point.id).map_or(version, |old| old.placement);
-        let vectors = point.vectors.iter().map(|(name, values)| (name.clone(), (version, values.clone()))).collect();
+        let dense = point.vectors.iter().map(|(name, values)| (name.clone(), Vector::Dense(values.clone())));
+        let all = dense.chain(point.others.iter().cloned());
+        let vectors = all.map(|(name, vector)| (name, (version, vector))).collect();
         let payload = payload::parse(&point.payload).unwrap();
         self.points.insert(point.id.clone(), ModelPoint { version, placement, vectors, payload });
     }
@@ -286,7 +289,7 @@ impl Model {
 }
 
 /// What the index would hold after the changes so far: stamps and components, and the payload.
-type Indexed = BTreeMap<PointId, (Version, BTreeMap<String, (Version, Vec<f32>)>, Payload)>;
+type Indexed = BTreeMap<PointId, (Version, BTreeMap<String, (Version, Vector)>, Payload)>;
 
 fn index(indexed: &mut Indexed, changes: &[IndexChange]) {
     for change in changes {
@@ -294,7 +297,7 @@ fn index(indexed: &mut Indexed, changes: &[IndexChange]) {
             IndexChange::Put { id, version, vectors, payload } => {
                 let old = indexed.remove(id);
                 let components = |name: &String, (stamp, brought): &VectorChange| match brought {
-                    Some(values) => values.to_vec(),
+                    Some(components) => Vector::from(components),
                     None => {
                         let (held, values) = &old.as_ref().unwrap().1[name];
                         assert_eq!(held, stamp, "a stamp changed without components");
@@ -405,11 +408,11 @@ fn try_all(bytes: &[u8]) {
 #[test]
 fn newer_formats_are_named() {
     let mut bytes = plain(configure()).encode().to_vec();
-    bytes[0] = 2;
-    assert_eq!(Envelope::decode(&bytes), Err(CommandError::NewerFormat { found: 2 }));
-    assert_eq!(Record::decode(&Bytes::from(bytes.clone())), Err(StateError::NewerFormat { found: 2 }));
-    assert_eq!(Session::decode(&bytes), Err(StateError::NewerFormat { found: 2 }));
-    assert_eq!(MachineMeta::decode(&bytes), Err(StateError::NewerFormat { found: 2 }));
+    bytes[0] = 3;
+    assert_eq!(Envelope::decode(&bytes), Err(CommandError::NewerFormat { found: 3, newest: 2 }));
+    assert_eq!(Record::decode(&Bytes::from(bytes.clone())), Err(StateError::NewerFormat { found: 3, newest: 1 }));
+    assert_eq!(Session::decode(&bytes), Err(StateError::NewerFormat { found: 3, newest: 1 }));
+    assert_eq!(MachineMeta::decode(&bytes), Err(StateError::NewerFormat { found: 3, newest: 2 }));
 }
 
 fn delete(id: u64) -> Command {
@@ -425,6 +428,7 @@ fn a_deletion_by_filter_that_is_sent_again_deletes_no_point_twice_and_its_parts_
             id: PointId::Number(id),
             vectors: vec![],
             payload: format!(r#"{{"n":{n}}}"#).into_bytes(),
+            others: vec![],
         }],
         preconditions: vec![],
     };
@@ -491,6 +495,13 @@ fn settings_that_points_depend_on_cannot_change() {
     let refused = |reply| matches!(reply, Reply::Refused(Refusal::Invalid { .. }));
     assert!(refused(shard.run(other(&|spec| spec.vectors.retain(|name, _| name.is_empty()), 1))));
     assert!(refused(shard.run(other(&|spec| spec.vectors.get_mut("").unwrap().dimension = 3, 1))));
+    assert!(refused(shard.run(other(&|spec| spec.sparse_vectors.clear(), 1))));
+    assert!(refused(shard.run(other(&|spec| spec.multi_vectors.get_mut("tokens").unwrap().dimension = 3, 1))));
+    let sparse_instead = |spec: &mut CollectionSpec| {
+        spec.multi_vectors.clear();
+        spec.sparse_vectors.insert("tokens".to_owned(), Default::default());
+    };
+    assert!(refused(shard.run(other(&sparse_instead, 1))));
     assert!(refused(shard.run(other(&|spec| spec.routing_separator = "/".to_owned(), 1))));
     assert!(refused(shard.run(other(&|_| (), 0))));
     assert_eq!(shard.run(other(&|spec| spec.index.ef_search = 99, 4)), Reply::Done);
@@ -499,11 +510,50 @@ fn settings_that_points_depend_on_cannot_change() {
 }
 
 #[test]
+fn what_only_dense_vectors_need_is_written_as_the_first_format_has_it() {
+    let mut dense = spec();
+    (dense.sparse_vectors, dense.multi_vectors) = Default::default();
+    let point = PointWrite {
+        id: PointId::Number(1),
+        vectors: vec![(String::new(), vec![0.6, 0.8])],
+        payload: vec![],
+        others: vec![],
+    };
+    let sparse = nearring_proto::vector::SparseVector::new(vec![3], vec![1.0]).unwrap();
+    let with = PointWrite { others: vec![("words".to_owned(), sparse.into())], ..point.clone() };
+    let upsert = |point: &PointWrite| Command::Upsert { points: vec![point.clone()], preconditions: vec![] };
+    let cases = [
+        (Command::Configure { spec: dense.clone(), home_epoch: 1 }, 1),
+        (Command::Configure { spec: spec(), home_epoch: 1 }, 2),
+        (upsert(&point), 1),
+        (upsert(&with), 2),
+    ];
+    for (command, format) in cases {
+        let envelope = plain(command);
+        let bytes = envelope.encode();
+        assert_eq!((bytes[0], Envelope::decode(&bytes)), (format, Ok(envelope)));
+        let mut newer = bytes.to_vec();
+        newer[0] = 3;
+        assert_eq!(Envelope::decode(&newer), Err(CommandError::NewerFormat { found: 3, newest: 2 }));
+    }
+    for (spec, format) in [(dense, 1), (spec(), 2)] {
+        let meta = MachineMeta { spec: Some(spec), ..MachineMeta::default() };
+        let bytes = meta.encode();
+        assert_eq!((bytes[0], MachineMeta::decode(&bytes)), (format, Ok(meta)));
+    }
+    // What belongs to points that are not there is damage.
+    let (two, one) = (plain(upsert(&with)).encode(), plain(Command::BeginDelete).encode());
+    let head = 5 + u32::from_le_bytes(two[1..5].try_into().unwrap()) as usize;
+    let spliced = [&two[..head], &one[1..]].concat();
+    assert!(matches!(Envelope::decode(&spliced), Err(CommandError::Malformed(_))));
+}
+
+#[test]
 fn a_merge_leaves_the_numbers_that_it_does_not_name() {
     let mut shard = Shard::new();
     let id = PointId::Number(1);
     let payload = br#"{"a":2.2163263283120599e+173}"#.to_vec();
-    let points = vec![PointWrite { id: id.clone(), vectors: vec![], payload }];
+    let points = vec![PointWrite { id: id.clone(), vectors: vec![], payload, others: vec![] }];
     shard.run(Command::Upsert { points, preconditions: vec![] });
     let (ids, payload) = (vec![id.clone()], br#"{"b":1}"#.to_vec());
     shard.run(Command::SetPayload { ids, payload, mode: PayloadMode::Merge, precondition: None });
@@ -515,7 +565,7 @@ fn a_merge_leaves_the_numbers_that_it_does_not_name() {
 fn a_payload_that_a_merge_makes_too_large_changes_nothing() {
     let mut shard = Shard::new();
     let half = |key: &str| format!("{{{key:?}:{:?}}}", "x".repeat(CollectionSpec::PAYLOAD_BYTES_MAX / 2)).into_bytes();
-    let point = |id, payload| PointWrite { id: PointId::Number(id), vectors: vec![], payload };
+    let point = |id, payload| PointWrite { id: PointId::Number(id), vectors: vec![], payload, others: vec![] };
     let points = vec![point(1, vec![]), point(2, half("a"))];
     shard.run(Command::Upsert { points, preconditions: vec![] });
     let before = shard.records.clone();

@@ -1,11 +1,12 @@
 //! The placement table as a Raft state machine, and the bytes it is logged and kept in.
 //!
 //! ```text
-//! entry    = format u8 (1) · ProposeMetaRequest (protobuf) with nothing but its change
+//! entry    = format u8 (1, 2) · ProposeMetaRequest (protobuf) with nothing but its change
 //! answer   = format u8 (1) · Result<Applied, Rejected> (JSON); only ever read by the process that wrote it
-//! snapshot = "nrmeta" · format u8 (1) · BLAKE3 of the body, 32 bytes · body
+//! snapshot = "nrmeta" · format u8 (1, 2) · BLAKE3 of the body, 32 bytes · body
 //! body     = length u32 · applied log id and membership (raft/codec.rs) · ClusterTable (protobuf)
 //! ```
+//! Format 2 tells of sparse or multi-vectors, which a build that knows only 1 would leave out; without them it is 1.
 //! The table lives in memory. What is durable is the last snapshot, one file `snapshot-INDEX-TERM` that is complete or
 //! absent, and the log after it: a restart loads the one, Raft replays the other. **Rules:** what an entry does follows
 //! from table and entry alone; an entry that this build cannot read stops the replica, since skipping it would make the
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
+use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::ClusterId;
 use nearring_proto::placement::table::{Applied, Change, Rejected, Table};
 use nearring_proto::wire;
@@ -30,10 +32,11 @@ use crate::medium::{Medium, create_dir_durably, write_durably};
 use crate::raft::group::{SnapshotFile, SnapshotMeta};
 use crate::raft::{Entry, LogId, Response, StoredMembership, TypeConfig, codec};
 
-/// The format of entries and answers written, and the newest that is understood.
-pub const FORMAT: u8 = 1;
+/// The newest format of entries and snapshots that is written and understood.
+pub const FORMAT: u8 = 2;
+/// The format of answers, and of entries and snapshots that need no newer one.
+const FORMAT_FIRST: u8 = 1;
 const SNAPSHOT_MAGIC: &[u8; 6] = b"nrmeta";
-const SNAPSHOT_FORMAT: u8 = 1;
 const SNAPSHOT_PREFIX: &str = "snapshot-";
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
@@ -68,7 +71,11 @@ fn damaged(what: &'static str, reason: impl ToString) -> ReadError {
 /// The bytes that are logged for `change`.
 pub fn encode_change(change: &Change) -> Bytes {
     let request = wire::ProposeMetaRequest { change: Some(change.clone().into()), ..Default::default() };
-    let mut bytes = vec![FORMAT];
+    let mut bytes = vec![match change {
+        Change::CreateCollection(spec) => format_of(spec),
+        Change::UpdateCollection(update) if !update.sparse_vectors.is_empty() => FORMAT,
+        _ => FORMAT_FIRST,
+    }];
     bytes.extend_from_slice(&request.encode_to_vec());
     Bytes::from(bytes)
 }
@@ -84,8 +91,12 @@ pub fn decode_change(bytes: &[u8]) -> Result<Change, ReadError> {
     Change::try_from(change).map_err(|error| damaged(WHAT, error))
 }
 
+fn format_of(spec: &CollectionSpec) -> u8 {
+    if spec.later().is_some() { FORMAT } else { FORMAT_FIRST }
+}
+
 fn encode_reply(reply: &Result<Applied, Rejected>) -> Bytes {
-    let mut bytes = vec![FORMAT];
+    let mut bytes = vec![FORMAT_FIRST];
     // Writing these types as JSON into memory has no way to fail; an empty answer is reported by its reader.
     bytes.extend(serde_json::to_vec(reply).unwrap_or_default());
     Bytes::from(bytes)
@@ -97,7 +108,7 @@ fn encode_reply(reply: &Result<Applied, Rejected>) -> Bytes {
 /// Not such bytes.
 pub fn decode_reply(bytes: &[u8]) -> Result<Result<Applied, Rejected>, ReadError> {
     const WHAT: &str = "an answer of the meta group";
-    serde_json::from_slice(body(WHAT, bytes, FORMAT)?).map_err(|error| damaged(WHAT, error))
+    serde_json::from_slice(body(WHAT, bytes, FORMAT_FIRST)?).map_err(|error| damaged(WHAT, error))
 }
 
 fn body<'a>(what: &'static str, bytes: &'a [u8], understood: u8) -> Result<&'a [u8], ReadError> {
@@ -144,7 +155,8 @@ impl State {
         body.extend_from_slice(&raft);
         body.extend_from_slice(&wire::ClusterTable::from(Table::clone(&self.table)).encode_to_vec());
         let mut file = SNAPSHOT_MAGIC.to_vec();
-        file.push(SNAPSHOT_FORMAT);
+        let formats = self.table.collections.values().map(|collection| format_of(&collection.spec));
+        file.push(formats.max().unwrap_or(FORMAT_FIRST));
         file.extend_from_slice(blake3::hash(&body).as_bytes());
         file.extend_from_slice(&body);
         file
@@ -153,7 +165,7 @@ impl State {
     fn decode(file: &Bytes) -> Result<Self, ReadError> {
         const WHAT: &str = "a snapshot of the meta group";
         let rest = file.strip_prefix(SNAPSHOT_MAGIC).ok_or_else(|| damaged(WHAT, "it is no such file"))?;
-        let rest = self::body(WHAT, rest, SNAPSHOT_FORMAT)?;
+        let rest = self::body(WHAT, rest, FORMAT)?;
         let (hash, body) = rest.split_first_chunk::<32>().ok_or_else(|| damaged(WHAT, "it is cut off"))?;
         if blake3::hash(body).as_bytes() != hash {
             return Err(damaged(WHAT, "its checksum does not match"));
@@ -413,7 +425,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use futures::{FutureExt, stream};
-    use nearring_proto::collection::{CollectionSpec, CollectionUpdate};
+    use nearring_proto::collection::CollectionUpdate;
     use nearring_proto::ids::{Incarnation, NodeId, ReplicaId, ShardId};
     use nearring_proto::placement::table::Node;
     use openraft::BasicNode;
@@ -462,7 +474,9 @@ mod tests {
     fn spec(name: String) -> CollectionSpec {
         let vector = wire::VectorSpec { dimension: 4, metric: wire::Metric::Cosine.into(), ..Default::default() };
         let vectors = [(String::new(), vector)].into();
-        CollectionSpec::try_from(wire::CollectionSpec { name, vectors, ..Default::default() }).unwrap()
+        let sparse_vectors = if name == "b" { [("words".to_owned(), Default::default())].into() } else { [].into() };
+        let spec = wire::CollectionSpec { name, vectors, sparse_vectors, ..Default::default() };
+        CollectionSpec::try_from(spec).unwrap()
     }
 
     fn change() -> impl Strategy<Value = Change> {
@@ -553,12 +567,12 @@ mod tests {
     fn what_cannot_be_read_stops_the_replica() {
         let dir = tempfile::tempdir().unwrap();
         let (mut machine, _tables) = open(dir.path()).unwrap();
-        for bytes in [&b""[..], b"\x02of tomorrow", b"\x01", b"\x01\xff\xff"] {
+        for bytes in [&b""[..], b"\x03of tomorrow", b"\x01", b"\x01\xff\xff"] {
             let entry = entry(1, EntryPayload::Normal(Proposal(Bytes::copy_from_slice(bytes))));
             assert!(apply(&mut machine, [entry]).is_err(), "{bytes:?}");
         }
-        let newer = decode_change(b"\x02of tomorrow");
-        assert!(matches!(newer, Err(ReadError::NewerFormat { found: 2, understood: 1, .. })));
+        let newer = decode_change(b"\x03of tomorrow");
+        assert!(matches!(newer, Err(ReadError::NewerFormat { found: 3, understood: 2, .. })));
         apply(&mut machine, [entry(1, EntryPayload::Normal(Proposal(encode_change(&Change::Join(node(1, 1))))))])
             .unwrap();
         let path = snapshot(&mut machine).snapshot.path;

@@ -95,16 +95,18 @@ impl PayloadIndexes {
         }
     }
 
-    /// Which of the slots in `all` can match. `slot_of` finds an id's slot; `None` where there is no such point.
+    /// Which of the slots in `all` can match. `slot_of` finds an id's slot, `None` where there is no such point; `having` the slots
+    /// with a vector of a name, `None` where nobody has one.
     ///
     /// `None` where the indexes say nothing: every slot of `all` may match.
-    pub fn narrow(
+    pub fn narrow<'a>(
         &self,
         filter: &Filter,
         all: &RoaringBitmap,
         slot_of: &dyn Fn(&PointId) -> Option<u32>,
+        having: &dyn Fn(&str) -> Option<&'a RoaringBitmap>,
     ) -> Option<Narrowed> {
-        match self.answer(filter, all, slot_of) {
+        match self.answer(filter, all, slot_of, having) {
             Answer::Unknown => None,
             Answer::Exact(slots) => Some(Narrowed { slots, exact: true }),
             Answer::Between { upper, .. } if upper.len() == all.len() => None,
@@ -112,17 +114,23 @@ impl PayloadIndexes {
         }
     }
 
-    fn answer(&self, filter: &Filter, all: &RoaringBitmap, slot_of: &dyn Fn(&PointId) -> Option<u32>) -> Answer {
+    fn answer<'a>(
+        &self,
+        filter: &Filter,
+        all: &RoaringBitmap,
+        slot_of: &dyn Fn(&PointId) -> Option<u32>,
+        having: &dyn Fn(&str) -> Option<&'a RoaringBitmap>,
+    ) -> Answer {
         let field = |path: &String| self.fields.get(path);
         match filter {
             Filter::All(filters) => filters.iter().fold(Answer::Exact(all.clone()), |answer, filter| match answer {
                 Answer::Exact(slots) if slots.is_empty() => Answer::Exact(slots),
-                answer => answer.and(self.answer(filter, all, slot_of)),
+                answer => answer.and(self.answer(filter, all, slot_of, having)),
             }),
             Filter::Any(filters) => filters.iter().fold(Answer::Exact(RoaringBitmap::new()), |answer, filter| {
-                answer.or(self.answer(filter, all, slot_of), all)
+                answer.or(self.answer(filter, all, slot_of, having), all)
             }),
-            Filter::Not(filter) => self.answer(filter, all, slot_of).not(all),
+            Filter::Not(filter) => self.answer(filter, all, slot_of, having).not(all),
             Filter::Equals { path, value } => {
                 field(path).map_or(Answer::Unknown, |field| field.equals(std::slice::from_ref(value), all))
             }
@@ -135,11 +143,14 @@ impl PayloadIndexes {
             Filter::AtLeast { .. }
             | Filter::NotIn { .. }
             | Filter::Contains { .. }
+            | Filter::StartsWith { .. }
+            | Filter::Words { .. }
             | Filter::GeoBox { .. }
             | Filter::GeoRadius { .. }
             | Filter::GeoPolygon { .. }
             | Filter::ValuesCount { .. }
             | Filter::Nested { .. } => Answer::Unknown, // no index says more than the payload does
+            Filter::HasVector(name) => Answer::Exact(having(name).map_or_else(RoaringBitmap::new, |slots| slots & all)),
             Filter::Ids(ids) => Answer::Exact(ids.iter().filter_map(slot_of).collect::<RoaringBitmap>() & all),
         }
     }
@@ -445,6 +456,7 @@ mod tests {
             3 => (path(), bounds()).prop_map(|(path, range)| Filter::Range { path, range }),
             1 => path().prop_map(Filter::Exists),
             1 => path().prop_map(Filter::IsNull),
+            1 => proptest::sample::select(vec!["even", "none"]).prop_map(|name| Filter::HasVector(name.to_owned())),
             1 => vec(id(), 0..6).prop_map(Filter::Ids),
         ];
         leaf.prop_recursive(4, 16, 4, |inner| {
@@ -522,14 +534,15 @@ mod tests {
                 }
             }
             let all: RoaringBitmap = points.keys().copied().collect();
+            let even: RoaringBitmap = (0..100).filter(|slot| slot % 2 == 0).collect();
             let slot_of = |id: &PointId| match id {
                 PointId::Number(n) => u32::try_from(*n).ok().filter(|slot| points.contains_key(slot)),
                 _ => None,
             };
             for filter in &filters {
                 let matching: RoaringBitmap =
-                    points.iter().filter(|(slot, payload)| filter.matches(&id_of(**slot), payload)).map(|(s, _)| *s).collect();
-                if let Some(narrowed) = indexes.narrow(filter, &all, &slot_of) {
+                    points.iter().filter(|(slot, payload)| filter.matches(&id_of(**slot), payload, &|name| name == "even" && **slot % 2 == 0)).map(|(s, _)| *s).collect();
+                if let Some(narrowed) = indexes.narrow(filter, &all, &slot_of, &|name| (name == "even").then_some(&even)) {
                     prop_assert!(narrowed.slots.is_subset(&all));
                     prop_assert!(matching.is_subset(&narrowed.slots), "{filter:?} lost {:?}", &matching - &narrowed.slots);
                     prop_assert!(!narrowed.exact || narrowed.slots == matching, "{filter:?} is not exact");
@@ -573,10 +586,11 @@ mod tests {
         let all: RoaringBitmap = (0..100).collect();
         let narrow = |filter: Value| {
             let filter: Filter = serde_json::from_value(filter).unwrap();
-            indexes.narrow(&filter, &all, &|id| match id {
+            let slot_of = |id: &PointId| match id {
                 PointId::Number(n) if *n < 100 => Some(*n as u32),
                 _ => None,
-            })
+            };
+            indexes.narrow(&filter, &all, &slot_of, &|_| None)
         };
         for (filter, count) in [
             (json!({"equals": {"path": "lang", "value": "fr"}}), 50),
@@ -614,7 +628,7 @@ mod tests {
         indexes.set(0, &id_of(0), json!({"lang": "en"}).as_object().unwrap());
         indexes.set(1, &id_of(1), json!({"lang": 3}).as_object().unwrap());
         let (all, three) = ((0..2).collect(), Filter::Equals { path: "lang".to_owned(), value: Scalar::Int(3) });
-        let narrowed = indexes.narrow(&three, &all, &|_| None).unwrap();
+        let narrowed = indexes.narrow(&three, &all, &|_| None, &|_| None).unwrap();
         assert_eq!(narrowed, Narrowed { slots: [1].into_iter().collect(), exact: false });
     }
 

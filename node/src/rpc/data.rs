@@ -10,8 +10,10 @@ use nearring_proto::collection::{CollectionSpec, InvalidInput, check_payload};
 use nearring_proto::convert::{DecodeError, check_format, encode_filter, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, RequestId, SessionId, ShardId};
+use nearring_proto::order::{Facet, First, Order};
 use nearring_proto::position::ReadLevel;
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::{SparseVector, Vector};
 use nearring_proto::wire::{self, node_data_server::NodeData, node_write_request::Op};
 use nearring_proto::write::{Point, PointRecord};
 use prost::Message as _;
@@ -200,11 +202,14 @@ fn points(messages: Vec<wire::Point>, spec: &CollectionSpec) -> Result<Vec<Point
         if !seen.insert(point.id.clone()) {
             return Err(invalid(&field, format!("{} is named twice; name each point once", point.id)));
         }
-        points.push(PointWrite {
-            id: point.id,
-            vectors: point.vectors.into_iter().collect(),
-            payload: point.payload_json.to_vec(),
-        });
+        let (mut vectors, mut others) = (Vec::new(), Vec::new());
+        for (name, vector) in point.vectors {
+            match vector {
+                Vector::Dense(values) => vectors.push((name, values)),
+                other => others.push((name, other)),
+            }
+        }
+        points.push(PointWrite { id: point.id, vectors, payload: point.payload_json.to_vec(), others });
     }
     Ok(points)
 }
@@ -339,10 +344,10 @@ fn record(body: &Body, id: &PointId, with_payload: bool, with_vectors: bool) -> 
     let mut vectors = BTreeMap::new();
     if with_vectors {
         for name in stored.vectors.keys() {
-            let values = body.index.vector(id, name).ok_or_else(|| {
+            let components = body.index.vector(id, name).ok_or_else(|| {
                 refusal(Code::Unavailable, "segment_missing", "this replica is still fetching a segment; ask another")
             })?;
-            vectors.insert(name.clone(), values.to_vec());
+            vectors.insert(name.clone(), Vector::from(&components));
         }
     }
     let payload_json = if with_payload { stored.payload } else { bytes::Bytes::new() };
@@ -372,6 +377,24 @@ fn hits(body: &Body, query: &SearchQuery) -> Result<wire::node_search_reply::Hit
         hits.push(hit);
     }
     Ok(wire::node_search_reply::HitList { hits })
+}
+
+fn shard_frequencies(
+    body: &Body,
+    asked: &wire::node_frequencies_request::Terms,
+    at: usize,
+) -> Result<wire::node_frequencies_reply::Frequencies, Status> {
+    let name = &asked.vector_name;
+    let spec = body.meta.spec.as_ref();
+    let spec = spec.ok_or_else(|| refusal(Code::Unavailable, "behind", "the shard is not configured yet"))?;
+    if !spec.sparse_vectors.contains_key(name) {
+        return Err(invalid(&format!("terms[{at}].vector_name"), format!("{name:?} is no sparse vector of the shard")));
+    }
+    let frequencies = body.index.frequencies(name, &asked.indices).ok_or_else(|| {
+        refusal(Code::Unavailable, "segment_missing", "this replica is still restoring its vectors; ask another")
+    })?;
+    let (vectors, with) = frequencies;
+    Ok(wire::node_frequencies_reply::Frequencies { vectors, with })
 }
 
 type Answer = wire::node_search_reply::ShardAnswer;
@@ -483,6 +506,9 @@ impl NodeData for DataService {
             delete_by_filter(&shard, self, filter, request_id, until).await?
         } else {
             let command = command(op, &spec)?;
+            if command.points().iter().any(|point| !point.others.is_empty()) {
+                admission.admit_resident().map_err(|text| write_error(WriteError::Exhausted(text)))?;
+            }
             shard.write(command, request_id, until).await.map_err(write_error)?
         };
         write_reply(shard.id, written).map(Response::new)
@@ -526,6 +552,14 @@ impl NodeData for DataService {
         }
         let after = request.after.map(PointId::try_from).transpose();
         let after = after.map_err(|error| decode_error(error.within("after")))?;
+        let order = request.order.map(Order::try_from).transpose();
+        let order = order.map_err(|error| decode_error(error.within("order")))?;
+        if let Some(order) = &order {
+            order.check().map_err(input_error)?;
+            if after.is_some() {
+                return Err(invalid("after", "goes with the order of ids only"));
+            }
+        }
         let filter = request.filter.map(Filter::try_from).transpose();
         let filter = filter.map_err(|error| decode_error(error.within("filter")))?;
         if let Some(filter) = &filter {
@@ -535,6 +569,19 @@ impl NodeData for DataService {
         let (id, with_payload, with_vectors) = (shard.id, request.with_payload, request.with_vectors);
         let reply = self
             .read(&shard, move |body| {
+                if let Some(order) = &order {
+                    let mut first = First::new(limit);
+                    body.index.for_each(filter.as_ref(), &|id| body.payload(id), &mut |point, payload| {
+                        order.places(point, payload).into_iter().for_each(|(place, value)| first.push(place, value));
+                    });
+                    let (mut points, mut order_values) = (Vec::new(), Vec::new());
+                    for (point, value) in first.into_ids() {
+                        points.extend(record(body, &point, with_payload, with_vectors)?.map(Into::into));
+                        order_values.extend(value.map(Into::into));
+                    }
+                    let position = position(id, body.applied());
+                    return Ok(wire::NodeScrollReply { points, position, more: false, order_values });
+                }
                 let mut found: Vec<PointId> = match &filter {
                     Some(filter) => body.index.matching(filter, after.as_ref(), limit + 1, &|id| body.payload(id)),
                     None => {
@@ -548,7 +595,8 @@ impl NodeData for DataService {
                 for id in &found {
                     points.extend(record(body, id, with_payload, with_vectors)?.map(Into::into));
                 }
-                Ok(wire::NodeScrollReply { points, position: position(id, body.applied()), more })
+                let position = position(id, body.applied());
+                Ok(wire::NodeScrollReply { points, position, more, order_values: Vec::new() })
             })
             .await?;
         Ok(Response::new(reply))
@@ -569,6 +617,37 @@ impl NodeData for DataService {
             .read(&shard, move |body| {
                 let count = body.index.count(filter.as_ref(), &|id| body.payload(id));
                 Ok(wire::NodeCountReply { count, position: position(id, body.applied()) })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn facet(&self, request: Request<wire::NodeFacetRequest>) -> Result<Response<wire::NodeFacetReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.format, &request.cluster_id)?;
+        let shard = self.shard(request.shard)?;
+        let filter = request.filter.map(Filter::try_from).transpose();
+        let filter = filter.map_err(|error| decode_error(error.within("filter")))?;
+        // Only points that have something there are looked at; an index knows them.
+        let there = Filter::Exists(request.path.clone());
+        let filter = Filter::All(filter.into_iter().chain([there]).collect());
+        filter.check().map_err(input_error)?;
+        Gate::new(request.read, ReadLevel::Linearizable)?.pass(&shard).await.map_err(read_error)?;
+        let (id, path) = (shard.id, request.path);
+        let reply = self
+            .read(&shard, move |body| {
+                let mut facet = Facet::default();
+                body.index.for_each(Some(&filter), &|id| body.payload(id), &mut |_, payload| {
+                    if facet.len() <= Facet::VALUES_MAX {
+                        facet.count(payload, &path);
+                    }
+                });
+                if facet.len() > Facet::VALUES_MAX {
+                    let reason = format!("has more than {} different values; give a filter", Facet::VALUES_MAX);
+                    return Err(invalid("path", reason));
+                }
+                let counts = facet.into_counts().map(Into::into).collect();
+                Ok(wire::NodeFacetReply { counts, position: position(id, body.applied()) })
             })
             .await?;
         Ok(Response::new(reply))
@@ -654,6 +733,36 @@ impl NodeData for DataService {
                         format!("{missing} segment files are still fetched")
                     },
                 })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn frequencies(
+        &self,
+        request: Request<wire::NodeFrequenciesRequest>,
+    ) -> Result<Response<wire::NodeFrequenciesReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.format, &request.cluster_id)?;
+        let shard = self.shard(request.shard)?;
+        for (at, terms) in request.terms.iter().enumerate() {
+            let (got, most) = (terms.indices.len(), SparseVector::ENTRIES_MAX);
+            if got > most {
+                return Err(invalid(
+                    &format!("terms[{at}].indices"),
+                    format!("has {got} entries, the limit is {most}"),
+                ));
+            }
+        }
+        Gate::new(request.read, ReadLevel::Session)?.pass(&shard).await.map_err(read_error)?;
+        let (id, terms) = (shard.id, request.terms);
+        let reply = self
+            .read(&shard, move |body| {
+                let mut frequencies = Vec::with_capacity(terms.len());
+                for (at, asked) in terms.iter().enumerate() {
+                    frequencies.push(shard_frequencies(body, asked, at)?);
+                }
+                Ok(wire::NodeFrequenciesReply { frequencies, position: position(id, body.applied()) })
             })
             .await?;
         Ok(Response::new(reply))

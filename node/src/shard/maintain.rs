@@ -77,21 +77,26 @@ pub async fn run(shard: Arc<Shard>, stop: CancellationToken) {
         hand_over_after: now + HAND_OVER_EVERY,
         heir_since: None,
     };
-    let mut tail_bytes = 0;
+    let (mut tail_bytes, mut resident_bytes) = (0, 0);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(TICK) => {}
         }
-        let now_bytes = shard.state.read().index.tail_bytes();
-        shard.ctx.admission.tail_changed(tail_bytes, now_bytes);
-        tail_bytes = now_bytes;
+        let (tail, resident) = {
+            let body = shard.state.read();
+            (body.index.tail_bytes(), body.index.resident_bytes())
+        };
+        shard.ctx.admission.tail_changed(tail_bytes, tail);
+        shard.ctx.admission.resident_changed(resident_bytes, resident);
+        (tail_bytes, resident_bytes) = (tail, resident);
         tokio::select! {
             () = stop.cancelled() => break,
             () = upkeep.step(&shard) => {}
         }
     }
     shard.ctx.admission.tail_changed(tail_bytes, 0);
+    shard.ctx.admission.resident_changed(resident_bytes, 0);
     if let Some((_, build)) = upkeep.build {
         build.abort();
     }

@@ -1,28 +1,34 @@
 //! A shard's snapshot: one file with everything that is not in segment files, as of one log position.
 //!
 //! ```text
-//! file   = "NRSNAP01" · format u32 (1) · block … · blake3 of all before (32 bytes)       numbers little-endian
+//! file   = "NRSNAP01" · format u32 (1, 2) · block … · blake3 of all before (32 bytes)    numbers little-endian
 //! block  = kind u8 · length u32 · body
-//! kinds  = 1 machine (first, once) · 2 records · 3 vectors · 4 end: records u64 · vectors u64 (last, once)
+//! kinds  = 1 machine (first, once) · 2 records · 3 dense vectors · 5 sparse vectors (format 2) · 6 multi-vectors (format 2)
+//!          · 4 end: records u64 · vectors u64, of all kinds (last, once)
 //! record = id bytes · record bytes             vector = id bytes · name bytes · epoch u64 · index u64 · bytes of f32
+//! sparse = id bytes · name bytes · epoch u64 · index u64 · bytes of u32 · bytes of f32
+//! multi  = id bytes · name bytes · epoch u64 · index u64 · dimension u32 · bytes of f32
 //! bytes  = length u32 · bytes
 //! ```
+//! Of format 2 are the snapshots of collections that have sparse or multi-vectors; readers of format 1 would pass those over.
 //! Written under another name, synced, renamed: a file under the final name is complete. What it deliberately does not
 //! hold: vectors that are in local, durable segment files; the machine's manifest names those.
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
+use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::PointId;
+use nearring_proto::vector::{MultiVector, SparseVector, Vector};
 
+use crate::index::change::Components;
 use crate::machine::Machine;
 use crate::machine::record::{Record, Stamp};
 use crate::medium::{AppendFile, Medium};
 
 const MAGIC: &[u8; 8] = b"NRSNAP01";
-/// The format written, and the newest that is understood.
-pub const FORMAT: u32 = 1;
+/// The newest format that is written and understood.
+pub const FORMAT: u32 = 2;
 const FOOTER: usize = 32;
 const BLOCK: usize = 1 << 20;
 
@@ -30,6 +36,8 @@ const MACHINE: u8 = 1;
 const RECORDS: u8 = 2;
 const VECTORS: u8 = 3;
 const END: u8 = 4;
+const SPARSE: u8 = 5;
+const MULTI: u8 = 6;
 
 /// Why a file is not a snapshot that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +66,7 @@ impl From<SnapshotError> for io::Error {
 }
 
 /// One vector as a snapshot carries it.
-pub type SnapshotVector = (PointId, String, Stamp, Arc<[f32]>);
+pub type SnapshotVector = (PointId, String, Stamp, Components);
 
 /// Writes a snapshot block by block. Dropped before [`Writer::finish`], it leaves an incomplete file under the name it was given.
 pub struct Writer {
@@ -91,7 +99,8 @@ impl Writer {
             len: 0,
         };
         let mut head = MAGIC.to_vec();
-        head.extend_from_slice(&FORMAT.to_le_bytes());
+        let later = machine.meta.spec.as_ref().and_then(CollectionSpec::later);
+        head.extend_from_slice(&if later.is_some() { FORMAT } else { 1 }.to_le_bytes());
         writer.write(&head)?;
         writer.block = machine.encode().to_vec();
         writer.flush()?;
@@ -114,14 +123,28 @@ impl Writer {
     ///
     /// # Errors
     /// Of the medium.
-    pub fn vector(&mut self, id: &PointId, name: &str, stamp: Stamp, values: &[f32]) -> io::Result<()> {
-        self.begin(VECTORS)?;
+    pub fn vector(&mut self, id: &PointId, name: &str, stamp: Stamp, components: &Components) -> io::Result<()> {
+        self.begin(match components {
+            Components::Dense(_) => VECTORS,
+            Components::Sparse(_) => SPARSE,
+            Components::Multi(_) => MULTI,
+        })?;
         put(&mut self.block, &id.to_key());
         put(&mut self.block, name.as_bytes());
         self.block.extend_from_slice(&stamp.epoch.to_le_bytes());
         self.block.extend_from_slice(&stamp.index.to_le_bytes());
-        self.block.extend_from_slice(&length(values.len() * 4).to_le_bytes());
-        self.block.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        match components {
+            Components::Dense(values) => put_values(&mut self.block, values),
+            Components::Sparse(vector) => {
+                self.block.extend_from_slice(&length(vector.indices().len() * 4).to_le_bytes());
+                self.block.extend(vector.indices().iter().flat_map(|index| index.to_le_bytes()));
+                put_values(&mut self.block, vector.values());
+            }
+            Components::Multi(vector) => {
+                self.block.extend_from_slice(&vector.dimension().to_le_bytes());
+                put_values(&mut self.block, vector.components());
+            }
+        }
         self.vectors += 1;
         Ok(())
     }
@@ -173,8 +196,13 @@ impl Writer {
 }
 
 fn length(len: usize) -> u32 {
-    // A block is about 1 MiB; its largest single item (a payload, a vector of 65,536 components) is not much more.
+    // A block is about 1 MiB; its largest single item (a multi-vector of as many components) is not much more.
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+fn put_values(out: &mut Vec<u8>, values: &[f32]) {
+    out.extend_from_slice(&length(values.len() * 4).to_le_bytes());
+    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -226,21 +254,23 @@ impl Snapshot {
 
     /// Every record, in id order. An item is [`SnapshotError::Damaged`] where a block does not hold what it should.
     pub fn records(&self) -> impl Iterator<Item = Result<(PointId, Record), SnapshotError>> + '_ {
-        Items { rest: self.body.clone(), block: Bytes::new(), kind: RECORDS, parse: record }
+        Items { rest: self.body.clone(), block: Bytes::new(), kinds: &[RECORDS], kind: 0, parse: record }
     }
 
     /// Every vector; items as in [`Snapshot::records`].
     pub fn vectors(&self) -> impl Iterator<Item = Result<SnapshotVector, SnapshotError>> + '_ {
-        Items { rest: self.body.clone(), block: Bytes::new(), kind: VECTORS, parse: vector }
+        Items { rest: self.body.clone(), block: Bytes::new(), kinds: &[VECTORS, SPARSE, MULTI], kind: 0, parse: vector }
     }
 }
 
-/// Reads the items of all blocks of one kind; ends after an error.
+/// Reads the items of all blocks of some kinds; ends after an error.
 struct Items<T> {
     rest: Bytes,
     block: Bytes,
+    kinds: &'static [u8],
+    /// Of the block at hand.
     kind: u8,
-    parse: fn(&mut Bytes) -> Result<T, SnapshotError>,
+    parse: fn(u8, &mut Bytes) -> Result<T, SnapshotError>,
 }
 
 impl<T> Iterator for Items<T> {
@@ -252,7 +282,7 @@ impl<T> Iterator for Items<T> {
                 return None;
             }
             match block(&mut self.rest) {
-                Ok((kind, body)) if kind == self.kind => self.block = body,
+                Ok((kind, body)) if self.kinds.contains(&kind) => (self.kind, self.block) = (kind, body),
                 Ok(_) => {}
                 Err(error) => {
                     self.rest.clear();
@@ -260,7 +290,7 @@ impl<T> Iterator for Items<T> {
                 }
             }
         }
-        let item = (self.parse)(&mut self.block);
+        let item = (self.parse)(self.kind, &mut self.block);
         if item.is_err() {
             self.block.clear();
             self.rest.clear();
@@ -269,23 +299,43 @@ impl<T> Iterator for Items<T> {
     }
 }
 
-fn record(body: &mut Bytes) -> Result<(PointId, Record), SnapshotError> {
+fn record(_: u8, body: &mut Bytes) -> Result<(PointId, Record), SnapshotError> {
     let id = id(body)?;
     let len = number(body)? as usize;
     let record = Record::decode(&take(body, len)?).map_err(|error| SnapshotError::Damaged(error.to_string()))?;
     Ok((id, record))
 }
 
-fn vector(body: &mut Bytes) -> Result<SnapshotVector, SnapshotError> {
+fn vector(kind: u8, body: &mut Bytes) -> Result<SnapshotVector, SnapshotError> {
     let id = id(body)?;
     let len = number(body)? as usize;
     let name = String::from_utf8(take(body, len)?.to_vec())
         .map_err(|_| SnapshotError::Damaged("a vector's name is not UTF-8".to_owned()))?;
     let stamp = Stamp { epoch: wide(body)?, index: wide(body)? };
-    let len = number(body)? as usize;
-    let values = take(body, len)?;
-    let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Ok((id, name, stamp, values))
+    let no_vector = |error| SnapshotError::Damaged(format!("a vector {error}"));
+    let components = match kind {
+        SPARSE => {
+            let indices = words(body)?.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+            let vector = SparseVector::new(indices, values(body)?).map_err(no_vector)?;
+            Vector::from(vector).into()
+        }
+        MULTI => {
+            let dimension = number(body)?;
+            let vector = MultiVector::new(dimension, values(body)?).map_err(no_vector)?;
+            Vector::from(vector).into()
+        }
+        _ => Vector::Dense(values(body)?).into(),
+    };
+    Ok((id, name, stamp, components))
+}
+
+fn words(from: &mut Bytes) -> Result<Bytes, SnapshotError> {
+    let len = number(from)? as usize;
+    take(from, len)
+}
+
+fn values(from: &mut Bytes) -> Result<Vec<f32>, SnapshotError> {
+    Ok(words(from)?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
 fn take(from: &mut Bytes, len: usize) -> Result<Bytes, SnapshotError> {

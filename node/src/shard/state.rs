@@ -233,7 +233,12 @@ impl ShardState {
             for point in points {
                 for (name, values) in point.vectors {
                     if body.index.wants(&point.id, &name, stamp) {
-                        body.index.restore_vector(&point.id, &name, stamp, values.into());
+                        body.index.restore_vector(&point.id, &name, stamp, values.as_slice().into());
+                    }
+                }
+                for (name, vector) in point.others {
+                    if body.index.wants(&point.id, &name, stamp) {
+                        body.index.restore_vector(&point.id, &name, stamp, vector.into());
                     }
                 }
             }

@@ -1,14 +1,14 @@
 //! A replica without Raft: entries in, stops of every kind, and the same state afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nearring_proto::collection::{CollectionSpec, IndexSpec, VectorSpec};
+use nearring_proto::collection::{CollectionSpec, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::ids::{Incarnation, NodeId, PointId, ReplicaId, ShardId};
 use nearring_proto::query::SearchQuery;
-use nearring_proto::vector::{Metric, ScalarKind, normalize};
+use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector, normalize};
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId as _;
 use rand::rngs::StdRng;
@@ -47,6 +47,8 @@ fn spec() -> CollectionSpec {
         routing_separator: String::new(),
         index: IndexSpec::default(),
         documents: None,
+        sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
+        multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::L2 })]),
     }
 }
 
@@ -83,9 +85,11 @@ impl Replica {
     /// Everything a caller could see, as text.
     fn seen(&self) -> String {
         let body = self.state.read();
+        let mut vector: Vec<f32> = (0..DIMENSION).map(|at| at as f32 - 2.5).collect();
+        normalize(&mut vector);
         let mut query = SearchQuery {
             vector_name: String::new(),
-            vector: (0..DIMENSION).map(|at| at as f32 - 2.5).collect(),
+            vector: vector.into(),
             limit: 20,
             filter: None,
             exact: true,
@@ -94,13 +98,14 @@ impl Replica {
             with_vectors: false,
             score_threshold: None,
         };
-        normalize(&mut query.vector);
         let exact = body.index.search(&query, &|id| body.payload(id)).unwrap();
         query.exact = false;
         let found = body.index.search(&query, &|id| body.payload(id)).unwrap();
+        let others = other_queries(&query).map(|query| body.index.search(&query, &|id| body.payload(id)).unwrap());
+        let counts = body.index.frequencies("words", &[1, 2, 3]);
         let segments: Vec<_> = body.index.manifest().iter().map(|segment| segment.hash).collect();
         format!(
-            "{} {} {:x} {:x} {exact:?} {found:?} {segments:?}",
+            "{} {} {:x} {:x} {exact:?} {found:?} {others:?} {counts:?} {segments:?}",
             body.applied(),
             body.meta.points,
             body.meta.digest,
@@ -117,6 +122,33 @@ impl Replica {
     }
 }
 
+/// A sparse and a multi-vector, each there or not.
+fn others(rng: &mut StdRng) -> Vec<(String, Vector)> {
+    let mut others = Vec::new();
+    if rng.random_bool(0.6) {
+        let indices: BTreeSet<u32> = (0..rng.random_range(0..6)).map(|_| rng.random_range(0..9)).collect();
+        let values = indices.iter().map(|_| rng.random_range(-1.0..3.0)).collect();
+        let vector = SparseVector::new(indices.into_iter().collect(), values).unwrap();
+        others.push(("words".to_owned(), vector.into()));
+    }
+    if rng.random_bool(0.4) {
+        let components = (0..2 * rng.random_range(1..4)).map(|_| rng.random_range(-1.0..1.0)).collect();
+        others.push(("tokens".to_owned(), MultiVector::new(2, components).unwrap().into()));
+    }
+    others
+}
+
+/// Queries of the other kinds.
+fn other_queries(query: &SearchQuery) -> [SearchQuery; 2] {
+    let words = SparseVector::new(vec![1, 3, 4, 7], vec![1.0, 0.5, 0.25, 2.0]).unwrap();
+    let tokens = MultiVector::new(2, vec![0.5, -0.5, 0.25, 1.0]).unwrap();
+    [("words", Vector::from(words)), ("tokens", tokens.into())].map(|(name, vector)| SearchQuery {
+        vector_name: name.to_owned(),
+        vector,
+        ..query.clone()
+    })
+}
+
 fn random_write(rng: &mut StdRng) -> Command {
     let id = |rng: &mut StdRng| PointId::Number(rng.random_range(0..60));
     if rng.random_bool(0.2) {
@@ -125,7 +157,8 @@ fn random_write(rng: &mut StdRng) -> Command {
     let mut values: Vec<f32> = (0..DIMENSION).map(|_| rng.random_range(-1.0..1.0)).collect();
     normalize(&mut values);
     let payload = format!("{{\"n\": {}}}", rng.random_range(0..9)).into_bytes();
-    let point = PointWrite { id: id(rng), vectors: vec![(String::new(), values)], payload };
+    let id = id(rng);
+    let point = PointWrite { id, vectors: vec![(String::new(), values)], payload, others: others(rng) };
     Command::Upsert { points: vec![point], preconditions: Vec::new() }
 }
 

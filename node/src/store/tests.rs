@@ -43,7 +43,12 @@ impl Shard {
     }
 
     fn upsert(&mut self, ids: impl Iterator<Item = u64>, payload: &str) {
-        let point = |id| PointWrite { id: PointId::Number(id), vectors: vec![], payload: payload.as_bytes().to_vec() };
+        let point = |id| PointWrite {
+            id: PointId::Number(id),
+            vectors: vec![],
+            payload: payload.as_bytes().to_vec(),
+            others: vec![],
+        };
         let command = Command::Upsert { points: ids.map(point).collect(), preconditions: vec![] };
         assert!(matches!(self.commit(&[plain(command)])[..], [Reply::Written { .. }]));
     }
@@ -340,6 +345,7 @@ fn cost_of_tiny_upserts() {
                     id: PointId::Number((batch * 100 + number).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
                     vectors: vec![(String::new(), vec![1.0, 2.0])],
                     payload: br#"{"n":1}"#.to_vec(),
+                    others: vec![],
                 };
                 let command = Command::Upsert { points: (0..100).map(point).collect(), preconditions: vec![] };
                 let envelope = plain(command);

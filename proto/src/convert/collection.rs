@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{DecodeError, required, unknown_enum};
-use crate::collection::{Collection, CollectionSpec, CollectionUpdate, DocumentSpec, FieldKind, IndexSpec, VectorSpec};
+use crate::collection::{
+    Collection, CollectionSpec, CollectionUpdate, DocumentSpec, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec,
+    VectorSpec,
+};
 use crate::ids::{CollectionId, ShardId};
 use crate::vector::{Metric, ScalarKind};
 use crate::wire;
@@ -105,6 +108,44 @@ impl From<VectorSpec> for wire::VectorSpec {
     }
 }
 
+impl TryFrom<wire::SparseSpec> for SparseSpec {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::SparseSpec) -> Result<Self, DecodeError> {
+        let modifier = wire::Modifier::try_from(message.modifier);
+        let modifier = match modifier.map_err(|_| unknown_enum(message.modifier, "modifier"))? {
+            wire::Modifier::None => Modifier::None,
+            wire::Modifier::Idf => Modifier::Idf,
+        };
+        Ok(Self { modifier })
+    }
+}
+
+impl From<SparseSpec> for wire::SparseSpec {
+    fn from(spec: SparseSpec) -> Self {
+        let modifier = match spec.modifier {
+            Modifier::None => wire::Modifier::None,
+            Modifier::Idf => wire::Modifier::Idf,
+        };
+        Self { modifier: modifier.into() }
+    }
+}
+
+impl TryFrom<wire::MultiSpec> for MultiSpec {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::MultiSpec) -> Result<Self, DecodeError> {
+        let metric = wire::Metric::try_from(message.metric).map_err(|_| unknown_enum(message.metric, "metric"))?;
+        Ok(Self { dimension: message.dimension, metric: metric.try_into()? })
+    }
+}
+
+impl From<MultiSpec> for wire::MultiSpec {
+    fn from(spec: MultiSpec) -> Self {
+        Self { dimension: spec.dimension, metric: wire::Metric::from(spec.metric).into() }
+    }
+}
+
 impl From<wire::IndexSpec> for IndexSpec {
     fn from(message: wire::IndexSpec) -> Self {
         let or_default = |given: u32, default: u32| if given == 0 { default } else { given };
@@ -145,21 +186,17 @@ impl TryFrom<wire::CollectionSpec> for CollectionSpec {
     type Error = DecodeError;
 
     fn try_from(message: wire::CollectionSpec) -> Result<Self, DecodeError> {
-        let mut vectors = BTreeMap::new();
-        for (name, spec) in message.vectors {
-            let spec = spec.try_into();
-            let spec = spec.map_err(|error: DecodeError| error.within(format_args!("vectors[{name:?}]")))?;
-            vectors.insert(name, spec);
-        }
         Ok(Self {
             name: message.name,
-            vectors,
+            vectors: named(message.vectors, "vectors")?,
             payload_indexes: field_kinds(message.payload_indexes, "payload_indexes")?,
             shard_count: message.shard_count,
             replication_factor: message.replication_factor,
             routing_separator: message.routing_separator,
             index: message.index.unwrap_or_default().into(),
             documents: message.documents.map(Into::into),
+            sparse_vectors: named(message.sparse_vectors, "sparse_vectors")?,
+            multi_vectors: named(message.multi_vectors, "multi_vectors")?,
         })
     }
 }
@@ -175,6 +212,8 @@ impl From<CollectionSpec> for wire::CollectionSpec {
             routing_separator: spec.routing_separator,
             index: Some(spec.index.into()),
             documents: spec.documents.map(Into::into),
+            sparse_vectors: spec.sparse_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
+            multi_vectors: spec.multi_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
         }
     }
 }
@@ -192,6 +231,7 @@ impl TryFrom<wire::UpdateCollection> for CollectionUpdate {
             ef_construction: index.ef_construction,
             ef_search: index.ef_search,
             seal_points: index.seal_points,
+            sparse_vectors: named(message.sparse_vectors, "sparse_vectors")?,
         })
     }
 }
@@ -208,6 +248,7 @@ impl From<CollectionUpdate> for wire::UpdateCollection {
                 ef_search: update.ef_search,
                 seal_points: update.seal_points,
             }),
+            sparse_vectors: update.sparse_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
         }
     }
 }
@@ -233,6 +274,18 @@ impl From<Collection> for wire::CollectionInfo {
             shards: collection.shards.into_iter().map(|shard| shard.0).collect(),
         }
     }
+}
+
+/// Reads settings by name, naming those that fail.
+fn named<W, T>(specs: impl IntoIterator<Item = (String, W)>, field: &str) -> Result<BTreeMap<String, T>, DecodeError>
+where
+    T: TryFrom<W, Error = DecodeError>,
+{
+    let read = |(name, spec)| match T::try_from(spec) {
+        Ok(spec) => Ok((name, spec)),
+        Err(error) => Err(error.within(format_args!("{field}[{name:?}]"))),
+    };
+    specs.into_iter().map(read).collect()
 }
 
 fn field_kinds(

@@ -2,7 +2,7 @@
 use prost::Message;
 
 use super::{DecodeError, required};
-use crate::filter::{Filter, Place, Range, Scalar};
+use crate::filter::{Filter, Place, Range, Scalar, WantedWords};
 use crate::ids::PointId;
 use crate::wire;
 use crate::wire::filter::Kind;
@@ -62,6 +62,7 @@ fn read(message: wire::Filter, field: &str, depth: usize) -> Result<Filter, Deco
         }
         Kind::Exists(path) => Filter::Exists(path),
         Kind::IsNull(path) => Filter::IsNull(path),
+        Kind::HasVector(name) => Filter::HasVector(name),
         Kind::Ids(ids) => {
             let read_one = |(at, id)| {
                 PointId::try_from(id).map_err(|error: DecodeError| error.within(format_args!("{field}.ids[{at}]")))
@@ -77,6 +78,21 @@ fn read(message: wire::Filter, field: &str, depth: usize) -> Result<Filter, Deco
             Filter::NotIn { path: without.path, values }
         }
         Kind::Contains(wire::filter::Contains { path, text }) => Filter::Contains { path, text },
+        Kind::StartsWith(wire::filter::StartsWith { path, text }) => Filter::StartsWith { path, text },
+        Kind::Words(words) => {
+            let wanted = match words.wanted() {
+                wire::filter::WantedWords::All => WantedWords::All,
+                wire::filter::WantedWords::Any => WantedWords::Any,
+                wire::filter::WantedWords::Phrase => WantedWords::Phrase,
+                wire::filter::WantedWords::Unspecified => {
+                    return Err(DecodeError::new(
+                        format!("{field}.words.wanted"),
+                        "is missing; give all, any or phrase",
+                    ));
+                }
+            };
+            Filter::Words { path: words.path, text: words.text, wanted }
+        }
         Kind::GeoBox(geo) => Filter::GeoBox {
             path: geo.path,
             top_left: place(required(geo.top_left, &format!("{field}.geo_box.top_left"))?),
@@ -138,6 +154,7 @@ impl From<Filter> for wire::Filter {
             Filter::Range { path, range } => Kind::Range(wire::filter::InRange { path, range: Some(range.into()) }),
             Filter::Exists(path) => Kind::Exists(path),
             Filter::IsNull(path) => Kind::IsNull(path),
+            Filter::HasVector(name) => Kind::HasVector(name),
             Filter::Ids(ids) => Kind::Ids(wire::filter::Ids { ids: ids.into_iter().map(Into::into).collect() }),
             Filter::AtLeast { count, filters } => {
                 Kind::AtLeast(wire::filter::AtLeast { count, filters: list(filters).filters })
@@ -146,6 +163,15 @@ impl From<Filter> for wire::Filter {
                 Kind::NotIn(wire::filter::In { path, values: values.into_iter().map(Into::into).collect() })
             }
             Filter::Contains { path, text } => Kind::Contains(wire::filter::Contains { path, text }),
+            Filter::StartsWith { path, text } => Kind::StartsWith(wire::filter::StartsWith { path, text }),
+            Filter::Words { path, text, wanted } => {
+                let wanted = match wanted {
+                    WantedWords::All => wire::filter::WantedWords::All,
+                    WantedWords::Any => wire::filter::WantedWords::Any,
+                    WantedWords::Phrase => wire::filter::WantedWords::Phrase,
+                };
+                Kind::Words(wire::filter::Words { path, text, wanted: wanted.into() })
+            }
             Filter::GeoBox { path, top_left, bottom_right } => Kind::GeoBox(wire::filter::GeoBox {
                 path,
                 top_left: Some(put_place(top_left)),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::collection::InvalidInput;
+use crate::vector::{MultiVector, SparseVector, Vector};
 use crate::{WIRE_FORMAT, wire};
 
 mod collection;
@@ -91,20 +92,80 @@ where
     items.into_iter().enumerate().map(read).collect()
 }
 
-fn vectors(vectors: Vec<wire::NamedVector>) -> Result<BTreeMap<String, Vec<f32>>, DecodeError> {
+/// A vector, from the fields that may hold one.
+fn vector(
+    dense: (&str, Vec<f32>),
+    sparse: Option<wire::SparseVector>,
+    multi: Option<wire::MultiVector>,
+) -> Result<Vector, DecodeError> {
+    let (field, values) = dense;
+    match (sparse, multi) {
+        (Some(_), Some(_)) => Err(DecodeError::new("multi", "is given beside sparse; give one of them")),
+        (Some(_), None) if !values.is_empty() => {
+            Err(DecodeError::new("sparse", format!("is given beside {field}; give one of them")))
+        }
+        (None, Some(_)) if !values.is_empty() => {
+            Err(DecodeError::new("multi", format!("is given beside {field}; give one of them")))
+        }
+        (Some(sparse), None) => {
+            let sparse = SparseVector::new(sparse.indices, sparse.values);
+            sparse.map(Vector::Sparse).map_err(|error| DecodeError::new("sparse", error))
+        }
+        (None, Some(multi)) => {
+            let multi = MultiVector::new(multi.dimension, multi.values);
+            multi.map(Vector::Multi).map_err(|error| DecodeError::new("multi", error))
+        }
+        (None, None) => Ok(Vector::Dense(values)),
+    }
+}
+
+type WireVector = (Vec<f32>, Option<wire::SparseVector>, Option<wire::MultiVector>);
+
+fn vector_to_wire(vector: Vector) -> WireVector {
+    match vector {
+        Vector::Dense(values) => (values, None, None),
+        Vector::Sparse(vector) => {
+            let sparse = wire::SparseVector { indices: vector.indices().to_vec(), values: vector.values().to_vec() };
+            (Vec::new(), Some(sparse), None)
+        }
+        Vector::Multi(vector) => {
+            let multi = wire::MultiVector { dimension: vector.dimension(), values: vector.components().to_vec() };
+            (Vec::new(), None, Some(multi))
+        }
+    }
+}
+
+impl From<(String, Vector)> for wire::NamedVector {
+    fn from((name, vector): (String, Vector)) -> Self {
+        let (values, sparse, multi) = vector_to_wire(vector);
+        Self { name, values, sparse, multi }
+    }
+}
+
+impl TryFrom<wire::NamedVector> for Vector {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::NamedVector) -> Result<Self, DecodeError> {
+        vector(("values", message.values), message.sparse, message.multi)
+    }
+}
+
+fn vectors(vectors: Vec<wire::NamedVector>) -> Result<BTreeMap<String, Vector>, DecodeError> {
     let mut named = BTreeMap::new();
-    for (at, vector) in vectors.into_iter().enumerate() {
+    for (at, mut vector) in vectors.into_iter().enumerate() {
         if named.contains_key(&vector.name) {
             let reason = format!("gives the vector {:?} a second time", vector.name);
             return Err(DecodeError::new(format!("vectors[{at}].name"), reason));
         }
-        named.insert(vector.name, vector.values);
+        let name = std::mem::take(&mut vector.name);
+        let vector = Vector::try_from(vector);
+        named.insert(name, vector.map_err(|error| error.within(format_args!("vectors[{at}]")))?);
     }
     Ok(named)
 }
 
-fn vectors_to_wire(vectors: BTreeMap<String, Vec<f32>>) -> Vec<wire::NamedVector> {
-    vectors.into_iter().map(|(name, values)| wire::NamedVector { name, values }).collect()
+fn vectors_to_wire(vectors: BTreeMap<String, Vector>) -> Vec<wire::NamedVector> {
+    vectors.into_iter().map(Into::into).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Queries, hits, coverage.
-use super::{DecodeError, required, unknown_enum, vectors, vectors_to_wire};
+use super::{DecodeError, required, unknown_enum, vector, vector_to_wire, vectors, vectors_to_wire};
 use crate::coverage::{Coverage, ShardCoverage};
+use crate::filter::Scalar;
 use crate::hit::Hit;
 use crate::ids::{NodeId, ShardId};
+use crate::order::{FacetValue, Order};
 use crate::position::ReadLevel;
 use crate::query::SearchQuery;
 use crate::wire;
@@ -31,13 +33,66 @@ impl From<ReadLevel> for wire::ReadLevel {
     }
 }
 
+impl TryFrom<wire::Order> for Order {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::Order) -> Result<Self, DecodeError> {
+        Ok(match required(message.kind, "kind")? {
+            wire::order::Kind::RandomSeed(seed) => Self::Random(seed),
+            wire::order::Kind::ByPayload(by) => {
+                let start_from = by.start_from.map(Scalar::try_from).transpose();
+                let start_from = start_from.map_err(|error: DecodeError| error.within("start_from"))?;
+                Self::ByPayload { path: by.path, descending: by.descending, start_from }
+            }
+        })
+    }
+}
+
+impl From<Order> for wire::Order {
+    fn from(order: Order) -> Self {
+        let kind = match order {
+            Order::Random(seed) => wire::order::Kind::RandomSeed(seed),
+            Order::ByPayload { path, descending, start_from } => {
+                let start_from = start_from.map(Into::into);
+                wire::order::Kind::ByPayload(wire::order::ByPayload { path, descending, start_from })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl From<(FacetValue, u64)> for wire::FacetCount {
+    fn from((value, count): (FacetValue, u64)) -> Self {
+        let value = match value {
+            FacetValue::Bool(value) => Scalar::Bool(value),
+            FacetValue::Int(value) => Scalar::Int(value),
+            FacetValue::Text(value) => Scalar::Text(value),
+        };
+        Self { value: Some(value.into()), count }
+    }
+}
+
+impl TryFrom<wire::FacetCount> for (FacetValue, u64) {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::FacetCount) -> Result<Self, DecodeError> {
+        let value = match Scalar::try_from(required(message.value, "value")?)? {
+            Scalar::Bool(value) => FacetValue::Bool(value),
+            Scalar::Int(value) => FacetValue::Int(value),
+            Scalar::Text(value) => FacetValue::Text(value),
+            Scalar::Float(_) => return Err(DecodeError::new("value", "is a float, which is not counted")),
+        };
+        Ok((value, message.count))
+    }
+}
+
 impl TryFrom<wire::SearchQuery> for SearchQuery {
     type Error = DecodeError;
 
     fn try_from(message: wire::SearchQuery) -> Result<Self, DecodeError> {
         Ok(Self {
             vector_name: message.vector_name,
-            vector: message.vector,
+            vector: vector(("vector", message.vector), message.sparse, message.multi)?,
             limit: message.limit as usize,
             filter: message.filter.map(TryInto::try_into).transpose()?,
             exact: message.exact,
@@ -53,9 +108,12 @@ impl TryFrom<wire::SearchQuery> for SearchQuery {
 impl From<SearchQuery> for wire::SearchQuery {
     fn from(query: SearchQuery) -> Self {
         let clamp = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let (vector, sparse, multi) = vector_to_wire(query.vector);
         Self {
             vector_name: query.vector_name,
-            vector: query.vector,
+            vector,
+            sparse,
+            multi,
             limit: clamp(query.limit),
             filter: query.filter.map(Into::into),
             exact: query.exact,

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::collection::{Collection, CollectionSpec, CollectionUpdate, DocumentSpec, FieldKind, IndexSpec, VectorSpec};
+use crate::collection::{
+    Collection, CollectionSpec, CollectionUpdate, DocumentSpec, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec,
+    VectorSpec,
+};
 use crate::coverage::{Coverage, ShardCoverage};
 use crate::filter::{Filter, Range, Scalar};
 use crate::hit::Hit;
@@ -54,8 +57,19 @@ fn float() -> impl Strategy<Value = f32> {
     any::<f32>().prop_filter("NaN equals nothing", |value| !value.is_nan())
 }
 
-fn named_vectors() -> impl Strategy<Value = BTreeMap<String, Vec<f32>>> {
-    btree_map("[a-z]{0,4}", vec(float(), 0..5), 0..4)
+fn any_vector() -> impl Strategy<Value = Vector> {
+    let finite = || float().prop_filter("infinite", |value| value.is_finite());
+    let sparse = btree_map(any::<u32>(), finite(), 0..5).prop_map(|entries| {
+        let (indices, values) = entries.into_iter().unzip();
+        Vector::from(SparseVector::new(indices, values).unwrap())
+    });
+    let multi = (1..4_u32).prop_flat_map(|dimension| (Just(dimension), vec(vec(float(), dimension as usize), 1..4)));
+    let multi = multi.prop_map(|(dimension, rows)| MultiVector::new(dimension, rows.concat()).unwrap().into());
+    prop_oneof![2 => vec(float(), 0..5).prop_map(Vector::Dense), 1 => sparse, 1 => multi]
+}
+
+fn named_vectors() -> impl Strategy<Value = BTreeMap<String, Vector>> {
+    btree_map("[a-z]{0,4}", any_vector(), 0..4)
 }
 
 fn payload() -> impl Strategy<Value = Bytes> {
@@ -92,6 +106,7 @@ fn filter() -> impl Strategy<Value = Filter> {
         (path(), range()).prop_map(|(path, range)| Filter::Range { path, range }),
         path().prop_map(Filter::Exists),
         path().prop_map(Filter::IsNull),
+        "[a-z]{0,8}".prop_map(Filter::HasVector),
         vec(id(), 0..4).prop_map(Filter::Ids),
     ];
     leaf.prop_recursive(4, 24, 4, |inner| {
@@ -123,9 +138,13 @@ fn collection_spec() -> impl Strategy<Value = CollectionSpec> {
         vector,
         text_field,
     });
-    let vectors = btree_map(".{0,6}", vector_spec(), 0..4);
+    let modifier = prop::sample::select(vec![Modifier::None, Modifier::Idf]);
+    let sparse = btree_map(".{0,6}", modifier.prop_map(|modifier| SparseSpec { modifier }), 0..3);
+    let multi = vector_spec().prop_map(|spec| MultiSpec { dimension: spec.dimension, metric: spec.metric });
+    let vectors = (btree_map(".{0,6}", vector_spec(), 0..4), sparse, btree_map(".{0,6}", multi, 0..3));
     (".{0,8}", vectors, kinds(), any::<u32>(), any::<u32>(), ".{0,3}", index, option::of(documents)).prop_map(
         |(name, vectors, payload_indexes, shard_count, replication_factor, routing_separator, index, documents)| {
+            let (vectors, sparse_vectors, multi_vectors) = vectors;
             CollectionSpec {
                 name,
                 vectors,
@@ -135,29 +154,31 @@ fn collection_spec() -> impl Strategy<Value = CollectionSpec> {
                 routing_separator,
                 index,
                 documents,
+                sparse_vectors,
+                multi_vectors,
             }
         },
     )
 }
 
 fn update() -> impl Strategy<Value = CollectionUpdate> {
-    (".{0,8}", kinds(), vec(".{0,4}", 0..3), any::<[u32; 4]>()).prop_map(|(name, add, drop, settings)| {
-        CollectionUpdate {
-            name,
-            add_payload_indexes: add,
-            drop_payload_indexes: drop,
-            m: settings[0],
-            ef_construction: settings[1],
-            ef_search: settings[2],
-            seal_points: settings[3],
-        }
+    let parts = (".{0,8}", kinds(), vec(".{0,4}", 0..3), any::<[u32; 4]>(), ".{0,4}");
+    parts.prop_map(|(name, add, drop, settings, name_of_sparse)| CollectionUpdate {
+        name,
+        add_payload_indexes: add,
+        drop_payload_indexes: drop,
+        m: settings[0],
+        ef_construction: settings[1],
+        ef_search: settings[2],
+        seal_points: settings[3],
+        sparse_vectors: [(name_of_sparse, SparseSpec { modifier: Modifier::Idf })].into(),
     })
 }
 
 fn query() -> impl Strategy<Value = SearchQuery> {
     let ef = option::of((1..=u32::MAX).prop_map(|ef| ef as usize));
-    (".{0,4}", vec(float(), 0..6), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float()))
-        .prop_map(|(vector_name, vector, limit, filter, flags, ef, score_threshold)| SearchQuery {
+    (".{0,4}", any_vector(), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float())).prop_map(
+        |(vector_name, vector, limit, filter, flags, ef, score_threshold)| SearchQuery {
             vector_name,
             vector,
             limit: limit as usize,
@@ -167,7 +188,8 @@ fn query() -> impl Strategy<Value = SearchQuery> {
             with_payload: flags[1],
             with_vectors: flags[2],
             score_threshold,
-        })
+        },
+    )
 }
 
 fn coverage() -> impl Strategy<Value = Coverage> {
@@ -365,7 +387,22 @@ fn malformed_messages_are_refused_by_field() {
     assert_eq!(field(PointId::try_from(id(Id::Uuid(Bytes::from_static(&[1; 15]))))), "uuid");
     assert_eq!(field(PointId::try_from(id(Id::Text(String::new())))), "text");
     assert_eq!(field(PointId::try_from(id(Id::Text("x".repeat(1025))))), "text");
-    let vector = wire::NamedVector { name: "a".into(), values: vec![1.0] };
+    let vector = wire::NamedVector { name: "a".into(), values: vec![1.0], ..Default::default() };
+    let sparse = wire::SparseVector { indices: vec![1, 1], values: vec![1.0; 2] };
+    let multi = wire::MultiVector { dimension: 2, values: vec![1.0; 3] };
+    let bad = [
+        ("sparse", wire::NamedVector { values: vec![], sparse: Some(sparse.clone()), ..vector.clone() }),
+        ("sparse", wire::NamedVector { sparse: Some(wire::SparseVector::default()), ..vector.clone() }),
+        ("multi", wire::NamedVector { values: vec![], multi: Some(multi.clone()), ..vector.clone() }),
+        ("multi", wire::NamedVector { multi: Some(multi.clone()), ..vector.clone() }),
+        ("multi", wire::NamedVector { sparse: Some(sparse.clone()), multi: Some(multi.clone()), ..vector.clone() }),
+    ];
+    for (wanted, vector) in bad {
+        let point = wire::Point { id: Some(id(Id::Number(1))), vectors: vec![vector], payload_json: Bytes::new() };
+        assert_eq!(field(Point::try_from(point)), format!("vectors[0].{wanted}"));
+    }
+    let query = wire::SearchQuery { vector: vec![1.0], sparse: Some(sparse), ..Default::default() };
+    assert_eq!(field(SearchQuery::try_from(query)), "sparse");
     let point = wire::Point { id: Some(id(Id::Number(1))), vectors: vec![vector; 2], payload_json: Bytes::new() };
     assert_eq!(field(Point::try_from(point.clone())), "vectors[1].name");
     assert_eq!(field(Point::try_from(wire::Point { id: None, ..point.clone() })), "id");
@@ -424,6 +461,16 @@ fn malformed_collections_and_tables_are_refused_by_field() {
     let kinds =
         wire::CollectionSpec { payload_indexes: [("lang".to_owned(), 0)].into_iter().collect(), ..Default::default() };
     assert_eq!(field(read(kinds)), "payload_indexes[\"lang\"]");
+    let sparse_vectors = [("w".to_owned(), wire::SparseSpec { modifier: 7 })].into();
+    assert_eq!(
+        field(read(wire::CollectionSpec { sparse_vectors, ..Default::default() })),
+        "sparse_vectors[\"w\"].modifier"
+    );
+    let multi_vectors = [("t".to_owned(), wire::MultiSpec { dimension: 2, metric: 0 })].into();
+    assert_eq!(
+        field(read(wire::CollectionSpec { multi_vectors, ..Default::default() })),
+        "multi_vectors[\"t\"].metric"
+    );
     assert_eq!(field(Table::try_from(wire::ClusterTable::default())), "cluster_id");
     let newer = wire::ClusterTable { format: WIRE_FORMAT + 1, ..Default::default() };
     assert_eq!(field(Table::try_from(newer)), "format");

@@ -367,6 +367,13 @@ impl Table {
                 return Err(InvalidInput::new(field, "is indexed as another kind; drop that index as well").into());
             }
         }
+        for (name, sparse) in &update.sparse_vectors {
+            let Some(known) = spec.sparse_vectors.get_mut(name) else {
+                let field = format!("sparse_vectors[{name:?}]");
+                return Err(InvalidInput::new(field, "is no sparse vector of the collection; none can be added").into());
+            };
+            *known = sparse.clone();
+        }
         let settings = [
             (update.m, &mut spec.index.m),
             (update.ef_construction, &mut spec.index.ef_construction),
@@ -486,8 +493,8 @@ pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::collection::FieldKind;
     use crate::collection::tests::spec;
+    use crate::collection::{FieldKind, Modifier, SparseSpec};
 
     fn node(id: u64, incarnation: u64) -> Node {
         Node {
@@ -597,6 +604,8 @@ pub(crate) mod tests {
         let other_kind =
             CollectionUpdate { name: "books".into(), add_payload_indexes: kind, ef_search: 64, ..Default::default() };
         let out_of_bounds = CollectionUpdate { name: "books".into(), m: 1000, ..Default::default() };
+        let sparse_vectors = BTreeMap::from([("l2".to_owned(), SparseSpec::default())]);
+        let not_sparse = CollectionUpdate { name: "books".into(), sparse_vectors, ..Default::default() };
         for change in [
             Change::CreateCollection(spec("books")),
             Change::CreateCollection(spec("no/slash")),
@@ -604,6 +613,7 @@ pub(crate) mod tests {
             Change::UpdateCollection(missing),
             Change::UpdateCollection(other_kind),
             Change::UpdateCollection(out_of_bounds),
+            Change::UpdateCollection(not_sparse),
             Change::ShardReady(ShardId(999)),
             Change::Join(node(0, 1)),
             Change::Join(Node { address: String::new(), ..node(1, 107) }),
@@ -643,6 +653,7 @@ pub(crate) mod tests {
             add_payload_indexes: BTreeMap::from([("lang".to_owned(), FieldKind::Integer)]),
             drop_payload_indexes: vec!["lang".into()],
             ef_search: 64,
+            sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::None })]),
             ..Default::default()
         };
         let epoch = table.epoch;
@@ -651,6 +662,7 @@ pub(crate) mod tests {
         assert_eq!(applied.epoch, Epoch(epoch.0 + 1));
         assert_eq!((spec.index.ef_search, spec.index.m), (64, 16));
         assert_eq!(spec.payload_indexes["lang"], FieldKind::Integer);
+        assert_eq!(spec.sparse_vectors["words"].modifier, Modifier::None);
         assert_eq!(table.collection("books").unwrap().spec, spec);
     }
 

@@ -12,6 +12,7 @@ use nearring_proto::collection::{CollectionSpec, CollectionUpdate};
 use nearring_proto::convert::{DecodeError, check_format, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{NodeId, PointId, RequestId, SessionId, Version};
+use nearring_proto::order::Order;
 use nearring_proto::placement::table::AliasAction;
 use nearring_proto::position::Position;
 use nearring_proto::query::SearchQuery;
@@ -216,6 +217,17 @@ impl Nearring for Native {
         Ok(Response::new(wire::ListAliasesReply { aliases: self.pipeline.change_aliases(actions).await? }))
     }
 
+    async fn set_attributes(
+        &self,
+        request: Request<wire::SetAttributesRequest>,
+    ) -> Result<Response<wire::SetAttributesReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let wire::SetAttributes { collection, values } = request.set.ok_or_else(|| missing("set"))?;
+        self.pipeline.set_attributes(&collection, values.into_iter().collect()).await?;
+        Ok(Response::new(wire::SetAttributesReply {}))
+    }
+
     async fn list_aliases(
         &self,
         request: Request<wire::ListAliasesRequest>,
@@ -318,11 +330,28 @@ impl Nearring for Native {
             limit: request.limit as usize,
             filter: filter(request.filter)?,
             wants: Wants { payload: request.with_payload, vectors: request.with_vectors },
+            order: request
+                .order
+                .map(Order::try_from)
+                .transpose()
+                .map_err(|error| Error::from(error.within("order")))?,
         };
         let answer = self.pipeline.scroll(&request.collection, wanted, &options(request.read)?).await?;
         let points = answer.points.into_iter().map(Into::into).collect();
         let next = answer.next.map(Into::into);
-        Ok(Response::new(wire::ScrollReply { points, next, positions: positions(answer.positions) }))
+        let order_values = answer.order_values.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::ScrollReply { points, next, positions: positions(answer.positions), order_values }))
+    }
+
+    async fn facet(&self, request: Request<wire::FacetRequest>) -> Result<Response<wire::FacetReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let filter = filter(request.filter)?;
+        let limit = if request.limit == 0 { 10 } else { request.limit as usize };
+        let options = options(request.read)?;
+        let answer = self.pipeline.facet(&request.collection, request.path, limit, filter, &options).await?;
+        let counts = answer.counts.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::FacetReply { counts, positions: positions(answer.positions) }))
     }
 
     async fn count(&self, request: Request<wire::CountRequest>) -> Result<Response<wire::CountReply>, Status> {
@@ -398,7 +427,10 @@ impl Nearring for Native {
         let request = request.into_inner();
         let _permit = self.admit(request.format)?;
         let vectors = self.pipeline.embed(&request.embedder, request.texts).await?;
-        let vectors = vectors.into_iter().map(|values| wire::NamedVector { name: String::new(), values }).collect();
+        let vectors = vectors
+            .into_iter()
+            .map(|values| wire::NamedVector { name: String::new(), values, ..Default::default() })
+            .collect();
         Ok(Response::new(wire::EmbedReply { vectors }))
     }
 

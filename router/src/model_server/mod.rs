@@ -18,12 +18,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use nearring_proto::collection::InvalidInput;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -34,6 +30,7 @@ pub mod retry;
 mod sse;
 
 use crate::failure::ModelFailure;
+use crate::http_client::{self, HttpClient, Reply};
 use retry::{Attempt, Retries};
 use sse::Events;
 
@@ -46,6 +43,11 @@ impl ApiKey {
     pub fn new(key: &str) -> Option<Self> {
         let key = key.trim();
         (!key.is_empty()).then(|| Self(key.to_owned()))
+    }
+
+    /// The key itself, for a header.
+    pub(crate) fn text(&self) -> &str {
+        &self.0
     }
 }
 
@@ -147,15 +149,9 @@ pub struct ModelServer(Arc<Inner>);
 
 struct Inner {
     settings: ModelServerSettings,
-    http: Http,
+    http: HttpClient,
     /// Spreads the repeats of callers that failed together. No await happens while it is held.
     random: Mutex<SmallRng>,
-}
-
-/// A server without TLS needs no certificates, and works on a machine that has none.
-enum Http {
-    Plain(Client<HttpConnector, Full<Bytes>>),
-    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
 }
 
 impl fmt::Debug for ModelServer {
@@ -163,9 +159,6 @@ impl fmt::Debug for ModelServer {
         f.debug_tuple("ModelServer").field(&self.0.settings).finish()
     }
 }
-
-/// A reply's head that came in time, and its body.
-type Reply = Response<hyper::body::Incoming>;
 
 /// The most bytes read of a refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
@@ -181,21 +174,7 @@ impl ModelServer {
     /// [`InvalidInput`] naming the field; `url` also where it asks for TLS and the machine has no certificates.
     pub fn new(settings: ModelServerSettings, seed: u64) -> Result<Self, InvalidInput> {
         settings.check()?;
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(settings.connect));
-        tcp.set_nodelay(true);
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(30));
-        let http = if settings.url.starts_with("https:") {
-            tcp.enforce_http(false);
-            let tls = HttpsConnectorBuilder::new().with_native_roots().map_err(|error| {
-                let reason = format!("asks for TLS, but this machine's certificates cannot be read: {error}");
-                InvalidInput::new("url", reason)
-            })?;
-            Http::Tls(builder.build(tls.https_only().enable_http1().wrap_connector(tcp)))
-        } else {
-            Http::Plain(builder.build(tcp))
-        };
+        let http = HttpClient::new(&settings.url, settings.connect)?;
         let random = Mutex::new(SmallRng::seed_from_u64(seed));
         Ok(Self(Arc::new(Inner { settings, http, random })))
     }
@@ -278,42 +257,17 @@ impl ModelServer {
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("nearring/", env!("CARGO_PKG_VERSION")));
         if let Some(ApiKey(key)) = &settings.key {
-            let value = HeaderValue::from_str(&format!("Bearer {key}"));
-            let mut value = value.map_err(|_| Attempt::lasting(ModelFailure::Refused, "its key fits no header"))?;
-            value.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, value);
+            request = request.header(header::AUTHORIZATION, http_client::secret(&format!("Bearer {key}"))?);
         }
         let request = request.body(Full::new(body));
         let request = request.map_err(|error| Attempt::lasting(ModelFailure::Refused, format!("its URL: {error}")))?;
-        let reply = async {
-            match &self.0.http {
-                Http::Plain(http) => http.request(request).await,
-                Http::Tls(http) => http.request(request).await,
-            }
-        };
-        let reply = match timeout_at(until.min(Instant::now() + settings.idle), reply).await {
-            Err(_) => return Err(Attempt::passing(ModelFailure::Late, "it did not reply in time")),
-            Ok(Err(error)) if error.is_connect() => {
-                let reason = format!("it cannot be reached: {}", cause(&error));
-                return Err(Attempt::passing(ModelFailure::Unreachable, reason));
-            }
-            Ok(Err(error)) => {
-                return Err(Attempt::passing(ModelFailure::Broken, format!("the connection broke: {}", cause(&error))));
-            }
-            Ok(Ok(reply)) => reply,
-        };
+        let reply = self.0.http.send(request, until.min(Instant::now() + settings.idle)).await?;
         let status = reply.status();
         if status.is_success() {
             return Ok(reply);
         }
         let wait = retry::wanted_wait(reply.headers());
-        let failure = match status {
-            StatusCode::TOO_MANY_REQUESTS => ModelFailure::Busy,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => ModelFailure::Late,
-            StatusCode::SERVICE_UNAVAILABLE => ModelFailure::Busy,
-            _ if status.is_server_error() => ModelFailure::Broken,
-            _ => ModelFailure::Refused,
-        };
+        let failure = http_client::failure_of(status);
         // A refusal that cannot be read is a refusal all the same.
         let said = self.read(reply, REFUSAL_BYTES_MAX, until).await.unwrap_or_default();
         let reason = format!("it answered {}{}", status.as_u16(), self.message(&said));
@@ -321,25 +275,8 @@ impl ModelServer {
         Err(Attempt { failure, reason, passing, wait })
     }
 
-    /// All of a body, up to a bound.
-    async fn read(&self, mut reply: Reply, bytes_max: usize, until: Instant) -> Result<Vec<u8>, Attempt> {
-        let mut bytes = Vec::new();
-        loop {
-            let until = until.min(Instant::now() + self.0.settings.idle);
-            let frame = match timeout_at(until, reply.body_mut().frame()).await {
-                Err(_) => return Err(Attempt::passing(ModelFailure::Late, "its reply did not end in time")),
-                Ok(None) => return Ok(bytes),
-                Ok(Some(Err(_))) => return Err(Attempt::passing(ModelFailure::Broken, "its reply broke off")),
-                Ok(Some(Ok(frame))) => frame,
-            };
-            if let Some(data) = frame.data_ref() {
-                if bytes.len() + data.len() > bytes_max {
-                    let reason = format!("its reply is longer than {bytes_max} bytes");
-                    return Err(Attempt::lasting(ModelFailure::Broken, reason));
-                }
-                bytes.extend_from_slice(data);
-            }
-        }
+    async fn read(&self, reply: Reply, bytes_max: usize, until: Instant) -> Result<Vec<u8>, Attempt> {
+        http_client::read(reply, bytes_max, self.0.settings.idle, until).await
     }
 
     /// What a refusal says, as an end of a sentence: short, on one line, and without the key should the server repeat it.
@@ -361,15 +298,6 @@ impl ModelServer {
         let reason = format!("it reported an error{}", self.message(error.to_string().as_bytes()));
         Some(Failed::broken(reason))
     }
-}
-
-/// What lies at the bottom of an error: the layers above it say only where it was met.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 /// The message of an error as OpenAI writes it, and as others do.

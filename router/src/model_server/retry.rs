@@ -49,7 +49,7 @@ impl Default for Retries {
 }
 
 impl Retries {
-    pub(super) fn check(&self) -> Result<(), InvalidInput> {
+    pub(crate) fn check(&self) -> Result<(), InvalidInput> {
         if !(1..=10).contains(&self.attempts) {
             return Err(InvalidInput::new("attempts", format!("is {}, must be 1 to 10", self.attempts)));
         }

@@ -120,13 +120,21 @@ impl Pipeline {
         Ok(found.table.attribute(found.collection.id, key).to_owned())
     }
 
-    /// Keeps something of a collection for a door; "" forgets it. At most [`Table::ATTRIBUTE_BYTES_MAX`](nearring_proto::placement::table::Table::ATTRIBUTE_BYTES_MAX) together.
+    /// Keeps something of a collection for a door; "" forgets it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::set_attributes`].
+    pub async fn set_attribute(&self, collection: &str, key: &str, value: String) -> Result<(), Error> {
+        self.set_attributes(collection, BTreeMap::from([(key.to_owned(), value)])).await
+    }
+
+    /// As [`Pipeline::set_attribute`], of several keys in one step; others stay. At most
+    /// [`Table::ATTRIBUTE_BYTES_MAX`](nearring_proto::placement::table::Table::ATTRIBUTE_BYTES_MAX) together.
     ///
     /// # Errors
     /// As the meta group says.
-    pub async fn set_attribute(&self, collection: &str, key: &str, value: String) -> Result<(), Error> {
+    pub async fn set_attributes(&self, collection: &str, values: BTreeMap<String, String>) -> Result<(), Error> {
         let until = self.change_until();
-        let values = BTreeMap::from([(key.to_owned(), value)]);
         let reply = self.propose(Change::SetAttributes { collection: collection.to_owned(), values }, until).await.0?;
         self.seen(reply.epoch, until).await;
         Ok(())

@@ -183,7 +183,7 @@ impl Pipeline {
         for (chunk, vector) in chunks.iter().zip(vectors) {
             let payload = chunk.payload(&document, &documents.text_field)?;
             let payload_json = serde_json::to_vec(&payload).map_err(|error| Error::invalid("metadata_json", error))?;
-            let vectors = vector.into_iter().map(|vector| (documents.vector.clone(), vector)).collect();
+            let vectors = vector.into_iter().map(|vector| (documents.vector.clone(), vector.into())).collect();
             let mut point = Point { id: chunk.id.clone(), vectors, payload_json: Bytes::from(payload_json) };
             spec.check_point(&point, &format!("chunks[{}]", chunk.number))?;
             spec.prepare_point(&mut point);
@@ -342,7 +342,7 @@ impl Pipeline {
         let search = move |wanted: Wanted| async move {
             let query = SearchQuery {
                 vector_name,
-                vector: wanted.vector,
+                vector: wanted.vector.into(),
                 limit: wanted.limit,
                 filter,
                 exact: false,

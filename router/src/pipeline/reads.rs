@@ -2,13 +2,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nearring_proto::WIRE_FORMAT;
+use nearring_proto::collection::Modifier;
 use nearring_proto::coverage::{Coverage, ShardCoverage};
-use nearring_proto::filter::Filter;
+use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::{PointId, ShardId};
+use nearring_proto::order::{Facet, FacetValue, Order};
 use nearring_proto::placement::ring::HomeRing;
 use nearring_proto::position::{Position, ReadLevel};
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::Vector;
 use nearring_proto::wire;
 use nearring_proto::write::PointRecord;
 use tokio::time::Instant;
@@ -16,6 +19,7 @@ use tokio::time::Instant;
 use super::{Found, Pipeline, cluster_bytes};
 use crate::failure::{Error, Kind, Meaning, NodeFailure};
 use crate::merge::Merge;
+use crate::plan::idf::Frequencies;
 use crate::plan::{Plan, ReadOptions};
 use crate::scatter::{Answers, Call, Reached, scatter};
 
@@ -40,11 +44,22 @@ pub struct GetAnswer {
 /// A page of points.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ScrollAnswer {
-    /// In id order.
+    /// In id order, or the order asked for.
     pub points: Vec<PointRecord>,
+    /// Ordered by payload: the value that each point is listed for.
+    pub order_values: Vec<Scalar>,
     /// Where the next page begins, exclusively; `None` at the end.
     pub next: Option<PointId>,
     /// Where they were read.
+    pub positions: Vec<Position>,
+}
+
+/// Values counted.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FacetAnswer {
+    /// Values and how many points have each; most frequent first.
+    pub counts: Vec<(FacetValue, u64)>,
+    /// Where they were counted.
     pub positions: Vec<Position>,
 }
 
@@ -77,6 +92,8 @@ pub struct ScrollWanted {
     pub filter: Option<Filter>,
     /// What to return of each.
     pub wants: Wants,
+    /// Another order than that of ids; then there is one page, from the start.
+    pub order: Option<Order>,
 }
 
 impl ScrollWanted {
@@ -133,11 +150,15 @@ impl Pipeline {
     ) -> Result<Vec<SearchAnswer>, Error> {
         let spec = &found.collection.spec;
         for (at, query) in queries.iter_mut().enumerate() {
+            spec.adopt_query(query);
             spec.check_query(query)
                 .map_err(|invalid| Error::invalid(format!("{}.{}", field(at), invalid.field), invalid.reason))?;
             spec.prepare_query(query);
         }
-        let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Session, None);
+        let mut plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Session, None);
+        let asked: Vec<ShardId> = plan.shards.keys().copied().collect();
+        let uncounted = self.weigh(found, &plan, &mut queries, options.full_coverage, until).await?;
+        plan.shards.retain(|shard, _| !uncounted.contains_key(shard));
         let messages: Vec<wire::SearchQuery> = queries.iter().cloned().map(Into::into).collect();
         let reached = scatter(self.view(), &plan, until, |call| {
             let request = wire::NodeSearchRequest {
@@ -149,16 +170,17 @@ impl Pipeline {
             };
             search_node(call, request)
         });
-        let reached = reached.await?;
+        let mut reached = reached.await?;
+        reached.failed.extend(uncounted);
         if let Some(error) = reached.missing()
             && (options.full_coverage || reached.answers.is_empty())
         {
             return Err(error);
         }
         let merge = |query: &SearchQuery| {
-            let metric = spec.vectors.get(&query.vector_name).map(|vector| vector.metric);
+            let metric = spec.vector(&query.vector_name).map(|vector| vector.metric());
             let metric = metric.unwrap_or(nearring_proto::vector::Metric::Cosine);
-            Merge::new(metric, query.limit, plan.shards.keys().copied())
+            Merge::new(metric, query.limit, asked.iter().copied())
         };
         let mut merges: Vec<Merge> = queries.iter().map(merge).collect();
         let Reached { answers, failed } = reached;
@@ -177,6 +199,68 @@ impl Pipeline {
             SearchAnswer { hits, coverage }
         };
         Ok(merges.into_iter().map(answer).collect())
+    }
+
+    /// Multiplies the values of sparse queries by the inverse frequencies of their indices, where the vector has that modifier;
+    /// the frequencies are those of all shards together (see [`crate::plan::idf`]). The shards that did not tell theirs, with why.
+    async fn weigh(
+        &self,
+        found: &Found,
+        plan: &Plan,
+        queries: &mut [SearchQuery],
+        full_coverage: bool,
+        until: Instant,
+    ) -> Result<BTreeMap<ShardId, NodeFailure>, Error> {
+        let specs = &found.collection.spec.sparse_vectors;
+        let has_modifier = |name: &str| specs.get(name).is_some_and(|spec| spec.modifier == Modifier::Idf);
+        let mut weighed = Vec::new();
+        for query in queries.iter_mut().filter(|query| has_modifier(&query.vector_name)) {
+            if let Vector::Sparse(vector) = &mut query.vector {
+                weighed.push((query.vector_name.clone(), vector));
+            }
+        }
+        if weighed.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let terms = weighed.iter().map(|(vector_name, vector)| wire::node_frequencies_request::Terms {
+            vector_name: vector_name.clone(),
+            indices: vector.indices().to_vec(),
+        });
+        let (terms, cluster): (Vec<_>, _) = (terms.collect(), found.table.cluster);
+        let terms = &terms;
+        // A shard that does not count must leave time to search the others.
+        let now = Instant::now();
+        let until = now + until.saturating_duration_since(now) / 2;
+        let reached = scatter(self.view(), plan, until, |call| {
+            each_shard(call, move |mut client, shard, deadline_ms| {
+                let request = wire::NodeFrequenciesRequest {
+                    format: WIRE_FORMAT,
+                    cluster_id: cluster_bytes(cluster),
+                    shard: shard.0,
+                    terms: terms.clone(),
+                    read: Some(node_read(plan, &[shard], deadline_ms)),
+                };
+                async move {
+                    let reply = client.frequencies(request).await?.into_inner();
+                    position(reply.position, shard)?;
+                    frequencies(reply.frequencies, terms)
+                }
+            })
+        });
+        let reached = reached.await?;
+        if let Some(error) = reached.missing()
+            && (full_coverage || reached.answers.is_empty())
+        {
+            return Err(error);
+        }
+        let mut sums = vec![Frequencies::default(); weighed.len()];
+        for (_, counted) in reached.answers.values() {
+            sums.iter_mut().zip(counted).for_each(|(sum, counted)| sum.add(counted));
+        }
+        for ((_, vector), sum) in weighed.into_iter().zip(&sums) {
+            *vector = sum.weigh(vector);
+        }
+        Ok(reached.failed)
     }
 
     /// Reads points by id.
@@ -252,12 +336,19 @@ impl Pipeline {
         if let Some(filter) = &wanted.filter {
             filter.check()?;
         }
+        if let Some(order) = &wanted.order {
+            order.check()?;
+            if wanted.after.is_some() {
+                return Err(Error::invalid("after", "goes with the order of ids only; begin at a value instead"));
+            }
+        }
         let until = self.read_until(options.deadline);
         let found = self.collection(collection, until).await?;
         let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Linearizable, None);
         let (plan, cluster) = (&plan, found.table.cluster);
         let (after, filter) = (wanted.after.map(wire::PointId::from), wanted.filter.map(wire::Filter::from));
-        let (after, filter) = (&after, &filter);
+        let order = wanted.order.clone().map(wire::Order::from);
+        let (after, filter, order) = (&after, &filter, &order);
         let reached = scatter(self.view(), plan, until, |call| {
             each_shard(call, move |mut client, shard, deadline_ms| {
                 let request = wire::NodeScrollRequest {
@@ -270,10 +361,13 @@ impl Pipeline {
                     with_payload: wanted.wants.payload,
                     with_vectors: wanted.wants.vectors,
                     read: Some(node_read(plan, &[shard], deadline_ms)),
+                    order: order.clone(),
                 };
                 async move {
                     let reply = client.scroll(request).await?.into_inner();
-                    let page = Page { records: records(reply.points)?, more: reply.more };
+                    let values: Result<Vec<Scalar>, _> = reply.order_values.into_iter().map(Scalar::try_from).collect();
+                    let values = values.map_err(malformed)?;
+                    let page = Page { records: records(reply.points)?, more: reply.more, values };
                     Ok((page, position(reply.position, shard)?))
                 }
             })
@@ -283,8 +377,56 @@ impl Pipeline {
             pages.push(page);
             positions.push(position);
         }
+        if let Some(order) = &wanted.order {
+            let (points, order_values) = join_ordered(order, pages, limit)?;
+            return Ok(ScrollAnswer { points, order_values, next: None, positions });
+        }
         let (points, next) = join_pages(pages, limit)?;
-        Ok(ScrollAnswer { points, next, positions })
+        Ok(ScrollAnswer { points, order_values: Vec::new(), next, positions })
+    }
+
+    /// Counts points by the values at a path; a point with several counts for each. Exact.
+    ///
+    /// # Errors
+    /// As [`Pipeline::get`]; [`Kind::Invalid`] where a shard has more than [`Facet::VALUES_MAX`] different values.
+    pub async fn facet(
+        &self,
+        collection: &str,
+        path: String,
+        limit: usize,
+        filter: Option<Filter>,
+        options: &ReadOptions,
+    ) -> Result<FacetAnswer, Error> {
+        Filter::All(filter.iter().cloned().chain([Filter::Exists(path.clone())]).collect()).check()?;
+        let until = self.read_until(options.deadline);
+        let found = self.collection(collection, until).await?;
+        let plan = Plan::new(&found.table, &found.collection, options, ReadLevel::Linearizable, None);
+        let filter = filter.map(wire::Filter::from);
+        let (plan, filter, path, cluster) = (&plan, &filter, &path, found.table.cluster);
+        let reached = scatter(self.view(), plan, until, |call| {
+            each_shard(call, move |mut client, shard, deadline_ms| {
+                let request = wire::NodeFacetRequest {
+                    format: WIRE_FORMAT,
+                    cluster_id: cluster_bytes(cluster),
+                    shard: shard.0,
+                    path: path.clone(),
+                    filter: filter.clone(),
+                    read: Some(node_read(plan, &[shard], deadline_ms)),
+                };
+                async move {
+                    let reply = client.facet(request).await?.into_inner();
+                    let counts = reply.counts.into_iter().map(<(FacetValue, u64)>::try_from);
+                    let counts: Vec<(FacetValue, u64)> = counts.collect::<Result<_, _>>().map_err(malformed)?;
+                    Ok((counts, position(reply.position, shard)?))
+                }
+            })
+        });
+        let (mut facet, mut positions) = (Facet::default(), Vec::new());
+        for (_, (counts, position)) in reached.await?.complete()?.into_values() {
+            counts.into_iter().for_each(|(value, count)| facet.add(value, count));
+            positions.push(position);
+        }
+        Ok(FacetAnswer { counts: facet.most_frequent(limit), positions })
     }
 
     /// Counts points.
@@ -327,6 +469,20 @@ impl Pipeline {
         }
         Ok(answer)
     }
+}
+
+fn frequencies(
+    counted: Vec<wire::node_frequencies_reply::Frequencies>,
+    terms: &[wire::node_frequencies_request::Terms],
+) -> Result<Vec<Frequencies>, NodeFailure> {
+    let fits =
+        |(counted, terms): (&wire::node_frequencies_reply::Frequencies, &wire::node_frequencies_request::Terms)| {
+            counted.with.len() == terms.indices.len()
+        };
+    if counted.len() != terms.len() || !counted.iter().zip(terms).all(fits) {
+        return Err(malformed("frequencies: are not those of the terms asked for"));
+    }
+    Ok(counted.into_iter().map(|counted| Frequencies { vectors: counted.vectors, with: counted.with }).collect())
 }
 
 /// One shard's answer to all queries of a search.
@@ -413,6 +569,29 @@ where
 struct Page {
     records: Vec<PointRecord>,
     more: bool,
+    values: Vec<Scalar>,
+}
+
+/// Joins what shards list in another order than that of ids.
+fn join_ordered(order: &Order, pages: Vec<Page>, limit: usize) -> Result<(Vec<PointRecord>, Vec<Scalar>), Error> {
+    let mut listed = Vec::new();
+    for page in pages {
+        let mut values = page.values.into_iter();
+        for record in page.records {
+            let value = values.next();
+            let place = order.place(&record.id, value.as_ref());
+            let place = place.ok_or_else(|| Error::new(Kind::Internal, "a shard lists a point for no value"))?;
+            listed.push((place, record, value));
+        }
+    }
+    listed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    listed.truncate(limit);
+    let (mut records, mut values) = (Vec::with_capacity(listed.len()), Vec::with_capacity(listed.len()));
+    for (_, record, value) in listed {
+        records.push(record);
+        values.extend(value);
+    }
+    Ok((records, values))
 }
 
 /// Joins the shards' pages in id order. A shard with more to come says nothing of ids beyond its page, so the joined
@@ -467,7 +646,7 @@ mod tests {
                     let size = if shard == 0 { limit.min(cut) } else { limit }; // a shard may return less than asked
                     let more = ids.len() > size;
                     ids.truncate(size);
-                    Page { records: ids.into_iter().map(record).collect(), more }
+                    Page { records: ids.into_iter().map(record).collect(), more, values: Vec::new() }
                 });
                 let (page, next) = join_pages(pages.collect(), limit).unwrap();
                 prop_assert!(page.len() <= limit);

@@ -2,6 +2,8 @@
 //!
 //! Points are placed by the hash of their ids, so every shard is equally likely to hold a neighbour: a search asks all
 //! of them. A point read asks the home shards only.
+pub mod idf;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use nearring_proto::collection::Collection;

@@ -33,12 +33,13 @@ impl<T> Default for Part<T> {
 /// [`InvalidInput`] naming the first field refused, for example `points[3].vectors[""]`.
 pub fn group_points(
     collection: &Collection,
-    points: Vec<Conditional>,
+    mut points: Vec<Conditional>,
 ) -> Result<BTreeMap<ShardId, Part<Conditional>>, InvalidInput> {
     if points.is_empty() {
         return Err(InvalidInput::new("points", "is empty; give at least one point"));
     }
-    for (at, (point, _)) in points.iter().enumerate() {
+    for (at, (point, _)) in points.iter_mut().enumerate() {
+        collection.spec.adopt_point(point);
         collection.spec.check_point(point, &format!("points[{at}]"))?;
     }
     refuse_repeated(points.iter().map(|(point, _)| &point.id), "points", ".id")?;
@@ -108,12 +109,14 @@ mod tests {
             routing_separator: "#".into(),
             index: IndexSpec::default(),
             documents: None,
+            sparse_vectors: BTreeMap::new(),
+            multi_vectors: BTreeMap::new(),
         };
         Collection { id: CollectionId(1), spec, shards: (10..10 + shards).map(ShardId).collect() }
     }
 
     fn point(id: PointId, vector: &[f32]) -> Conditional {
-        let vectors = BTreeMap::from([(String::new(), vector.to_vec())]);
+        let vectors = BTreeMap::from([(String::new(), vector.to_vec().into())]);
         (Point { id, vectors, payload_json: Default::default() }, None)
     }
 
@@ -129,7 +132,7 @@ mod tests {
         assert_eq!(group_ids(&collection(3), ids(&[4, 5, 4])).unwrap_err().field, "ids[2]");
         assert_eq!(group_ids(&collection(3), ids(&[])).unwrap_err().field, "ids");
         let parts = group_points(&collection(1), vec![well()]).unwrap();
-        assert_eq!(parts[&ShardId(10)].items[0].0.vectors[""], [0.6, 0.8], "stored at unit length");
+        assert_eq!(parts[&ShardId(10)].items[0].0.vectors[""], vec![0.6, 0.8].into(), "stored at unit length");
     }
 
     proptest! {

@@ -138,7 +138,7 @@ async fn chat(State(state): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             events.push("data: [DONE]\n\n".to_owned());
         }
     }
-    let events = stream::iter(events.into_iter().map(|text| Ok::<_, std::io::Error>(text)));
+    let events = stream::iter(events.into_iter().map(Ok::<_, std::io::Error>));
     let body = match fault {
         Some(Fault::Cut) => {
             // What came before must have left when the connection breaks.

@@ -181,15 +181,16 @@ pub fn filters(data: &[u8]) -> bool {
             let Ok((filter, fields)) = <(AnyFilter, Fields)>::arbitrary(&mut input) else { return false };
             let (filter, payload) = (filter.filter(1), object(fields, 1));
             let (id, again) = (PointId::Number(3), stored(&payload));
-            let matches = filter.matches(&id, &payload);
-            assert_eq!(matches, filter.matches(&id, &again));
-            assert_ne!(matches, Filter::Not(Box::new(filter.clone())).matches(&id, &payload));
+            let none = |_: &str| false;
+            let matches = filter.matches(&id, &payload, &none);
+            assert_eq!(matches, filter.matches(&id, &again, &none));
+            assert_ne!(matches, Filter::Not(Box::new(filter.clone())).matches(&id, &payload, &none));
             if let Filter::All(parts) = &filter {
-                let none = parts.iter().map(|part| Filter::Not(Box::new(part.clone()))).collect();
-                assert_ne!(matches, Filter::Any(none).matches(&id, &payload));
+                let parts = parts.iter().map(|part| Filter::Not(Box::new(part.clone()))).collect();
+                assert_ne!(matches, Filter::Any(parts).matches(&id, &payload, &none));
             }
             over_the_wire(&filter).is_some_and(|read| {
-                assert_eq!(read.matches(&id, &payload), matches, "another filter behind the wire");
+                assert_eq!(read.matches(&id, &payload, &none), matches, "another filter behind the wire");
                 true
             })
         }
@@ -270,10 +271,11 @@ pub fn payload_indexes(data: &[u8]) -> bool {
     let mut narrowed = false;
     for filter in asked.filters.into_iter().take(8) {
         let filter = filter.filter(1);
-        let matching =
-            points.iter().filter(|(slot, payload)| filter.matches(&PointId::Number((**slot).into()), payload));
+        let matching = points
+            .iter()
+            .filter(|(slot, payload)| filter.matches(&PointId::Number((**slot).into()), payload, &|_| false));
         let matching: RoaringBitmap = matching.map(|(slot, _)| *slot).collect();
-        if let Some(found) = indexes.narrow(&filter, &all, &slot_of) {
+        if let Some(found) = indexes.narrow(&filter, &all, &slot_of, &|_| None) {
             narrowed = true;
             assert!(found.slots.is_subset(&all), "{filter:?} finds slots that were not asked about");
             assert!(matching.is_subset(&found.slots), "{filter:?} leaves out {:?}", &matching - &found.slots);

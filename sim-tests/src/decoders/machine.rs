@@ -9,17 +9,17 @@ use nearring_node::machine::record::Record;
 use nearring_node::machine::session::Session;
 use nearring_node::machine::{Applied, Facts, Machine, MachineMeta};
 use nearring_node::store::digest::digest_of;
-use nearring_proto::collection::{CollectionSpec, FieldKind, IndexSpec, VectorSpec};
+use nearring_proto::collection::{CollectionSpec, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, ReplicaId, RequestId, SessionId, Version};
 use nearring_proto::payload;
-use nearring_proto::vector::{Metric, ScalarKind};
+use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector};
 use nearring_proto::write::{Outcome, PayloadMode, Precondition};
 
 use super::messages::log_id;
 use super::{choice, chosen, done};
 
-/// Vectors "" and "title"; groups by `#`.
+/// Dense vectors "" and "title", sparse "words", multi-vectors "tokens"; groups by `#`.
 pub(super) fn spec() -> CollectionSpec {
     let vector = |metric| VectorSpec { dimension: 2, metric, scalar: ScalarKind::F32 };
     CollectionSpec {
@@ -31,6 +31,8 @@ pub(super) fn spec() -> CollectionSpec {
         routing_separator: "#".to_owned(),
         index: IndexSpec::default(),
         documents: None,
+        sparse_vectors: BTreeMap::from([("words".to_owned(), SparseSpec { modifier: Modifier::Idf })]),
+        multi_vectors: BTreeMap::from([("tokens".to_owned(), MultiSpec { dimension: 2, metric: Metric::Dot })]),
     }
 }
 
@@ -114,9 +116,15 @@ fn plain(command: Command) -> Envelope {
     Envelope { now_ms: 1_000, request: None, command }
 }
 
+pub(super) fn others() -> Vec<(String, Vector)> {
+    let words = done(SparseVector::new(vec![2, 9], vec![0.5, 1.0]));
+    let tokens = done(MultiVector::new(2, vec![1.0, 0.0, 0.5, 2.0]));
+    vec![("words".to_owned(), words.into()), ("tokens".to_owned(), tokens.into())]
+}
+
 fn point(id: &str, payload: &str) -> PointWrite {
     let vectors = vec![(String::new(), vec![0.6, 0.8]), ("title".to_owned(), vec![1.0, 2.0])];
-    PointWrite { id: PointId::parse(id), vectors, payload: payload.as_bytes().to_vec() }
+    PointWrite { id: PointId::parse(id), vectors, payload: payload.as_bytes().to_vec(), others: others() }
 }
 
 fn beginning() -> Vec<Envelope> {

@@ -13,6 +13,7 @@ use nearring_proto::ids::{PointId, ReplicaId, RequestId, Version};
 use nearring_proto::placement::table::{Change, Node, Shard, Table};
 use nearring_proto::position::ReadToken;
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::Vector;
 use nearring_proto::wire;
 use nearring_proto::write::{Outcome, Point, PointRecord, Precondition};
 use openraft::raft::{
@@ -189,7 +190,10 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
         chosen(which, &message.into().encode_to_vec())
     }
     let version = Version { epoch: 1, index: 7 };
-    let vectors = || BTreeMap::from([(String::new(), vec![0.6, 0.8]), ("title".to_owned(), vec![1.0])]);
+    let vectors = || -> BTreeMap<String, Vector> {
+        let dense = [(String::new(), vec![0.6, 0.8].into()), ("title".to_owned(), vec![1.0].into())];
+        dense.into_iter().chain(super::machine::others()).collect()
+    };
     let payload = || Bytes::from_static(br#"{"n":1,"tags":["a","b"]}"#);
     let id = |text: &str| PointId::parse(text);
     let point = Point { id: id("a#1"), vectors: vectors(), payload_json: payload() };
@@ -242,7 +246,7 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
     seeds.push(of::<wire::RequestId>(8, request));
     let query = SearchQuery {
         vector_name: String::new(),
-        vector: vec![0.6, 0.8],
+        vector: vec![0.6, 0.8].into(),
         limit: 10,
         filter: serde_json::from_str(r#"{"all":[{"exists":"n"},{"not":{"ids":[7,"x"]}}]}"#).ok(),
         exact: false,
@@ -251,6 +255,9 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
         with_vectors: false,
         score_threshold: Some(0.1),
     };
+    for (vector_name, vector) in super::machine::others() {
+        seeds.push(of::<wire::SearchQuery>(4, SearchQuery { vector_name, vector, ..query.clone() }));
+    }
     seeds.push(of::<wire::SearchQuery>(4, query));
     seeds
 }

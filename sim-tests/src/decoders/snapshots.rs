@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use futures::{FutureExt, stream};
 use nearring_node::compute::Compute;
+use nearring_node::index::change::Components;
 use nearring_node::medium::Medium;
 use nearring_node::meta::machine::{Machine as MetaMachine, OpenError, decode_change, decode_reply, encode_change};
 use nearring_node::raft::{Entry, Proposal};
@@ -55,9 +56,15 @@ fn real() -> &'static Bytes {
     REAL.get_or_init(|| {
         let (machine, records) = machine();
         let vector = |id: &PointId, name: &str| {
-            (id.clone(), name.to_owned(), Version { epoch: 1, index: 3 }, Arc::from([0.6, 0.8]))
+            (id.clone(), name.to_owned(), Version { epoch: 1, index: 3 }, Components::from([0.6, 0.8].as_slice()))
         };
-        let vectors = records.keys().flat_map(|id| [vector(id, ""), vector(id, "title")]).collect();
+        let others = |id: &PointId| {
+            let others = super::machine::others().into_iter();
+            let stamped = |(name, vector)| (id.clone(), name, Version { epoch: 1, index: 3 }, Components::from(vector));
+            others.map(stamped).collect::<Vec<_>>()
+        };
+        let dense = records.keys().flat_map(|id| [vector(id, ""), vector(id, "title")]);
+        let vectors = dense.chain(records.keys().flat_map(others)).collect();
         written(&(machine, records.into_iter().collect(), vectors))
     })
 }

@@ -38,7 +38,7 @@ impl Read {
 /// A filter in JSON, as `{"equals":{"path":"lang","value":"en"}}`.
 pub(crate) fn filter(text: &str) -> Result<wire::Filter, String> {
     let filter: Filter = serde_json::from_str(text).map_err(|error| {
-        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids")
+        format!("{error}; write it as {{\"equals\":{{\"path\":\"lang\",\"value\":\"en\"}}}}, or with all, any, not, in, range, exists, is_null, ids, has_vector")
     })?;
     filter.check().map_err(|error| error.to_string())?;
     Ok(filter.into())
@@ -104,6 +104,22 @@ pub(crate) fn payload_index(text: &str) -> Result<(String, wire::FieldKind), Str
     Ok((path.to_owned(), kind))
 }
 
+/// `name` or `name=idf` of a sparse vector.
+pub(crate) fn sparse(text: &str) -> Result<(String, wire::SparseSpec), String> {
+    let (name, modifier) = match text.split_once('=') {
+        None => (text, wire::Modifier::None),
+        Some((name, "idf")) => (name, wire::Modifier::Idf),
+        Some((_, other)) => return Err(format!("{other:?} is no modifier; idf is one")),
+    };
+    Ok((name.to_owned(), wire::SparseSpec { modifier: modifier.into() }))
+}
+
+/// `name=dimension` of a multi-vector.
+pub(crate) fn multi(text: &str) -> Result<(String, u32), String> {
+    let (name, dimension) = text.split_once('=').ok_or("write it as name=dimension, for example colbert=128")?;
+    Ok((name.to_owned(), dimension.parse().map_err(|_| format!("{dimension:?} is no number of components"))?))
+}
+
 /// How a new collection is laid out.
 #[derive(Args, Clone)]
 pub(crate) struct Layout {
@@ -141,6 +157,25 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Lays what was given over what a collection has elsewhere. A lone shard or replica there says only that it is a lone
+    /// machine: here the cluster's defaults take their place.
+    pub(crate) fn over(&self, spec: &mut wire::CollectionSpec) {
+        let several =
+            |given: u32, there: u32| if given > 0 { given } else { Some(there).filter(|n| *n > 1).unwrap_or(0) };
+        spec.shard_count = several(self.shards, spec.shard_count);
+        spec.replication_factor = several(self.replication, spec.replication_factor);
+        if let Some(scalar) = self.scalar {
+            spec.vectors.values_mut().for_each(|vector| vector.scalar = scalar.wire() as i32);
+        }
+        spec.payload_indexes.extend(self.indexes.iter().map(|(path, kind)| (path.clone(), *kind as i32)));
+        let index = spec.index.get_or_insert_default();
+        let given = |given: u32, there: &mut u32| *there = if given > 0 { given } else { *there };
+        given(self.m, &mut index.m);
+        given(self.ef_construction, &mut index.ef_construction);
+        given(self.ef_search, &mut index.ef_search);
+        given(self.seal_points, &mut index.seal_points);
+    }
+
     /// A collection's specification with one vector more than none: `name` of `dimension` components.
     pub(crate) fn spec(&self, collection: &str, name: &str, dimension: u32, metric: Metric) -> wire::CollectionSpec {
         let scalar = self.scalar.map_or(wire::ScalarKind::Unspecified, Scalar::wire) as i32;
@@ -179,12 +214,46 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lone_replica_elsewhere_becomes_the_default_and_flags_go_over_everything() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Program {
+            #[command(flatten)]
+            layout: Layout,
+        }
+        let over = |flags: &[&str], shards, replicas| {
+            let mut spec = wire::CollectionSpec {
+                vectors: [("v".to_owned(), wire::VectorSpec::default())].into(),
+                shard_count: shards,
+                replication_factor: replicas,
+                index: Some(wire::IndexSpec { m: 24, ef_construction: 200, ef_search: 0, seal_points: 0 }),
+                ..Default::default()
+            };
+            Program::try_parse_from([&["p"], flags].concat()).unwrap().layout.over(&mut spec);
+            spec
+        };
+        let plain = over(&[], 1, 1);
+        assert_eq!((plain.shard_count, plain.replication_factor, plain.index.unwrap().m), (0, 0, 24));
+        let several = over(&[], 4, 3);
+        assert_eq!((several.shard_count, several.replication_factor), (4, 3));
+        let given =
+            over(&["--shards", "6", "--replication", "1", "--scalar", "f32", "--m", "32", "--index", "a=bool"], 4, 3);
+        assert_eq!((given.shard_count, given.replication_factor, given.index.unwrap().m), (6, 1, 32));
+        assert_eq!(given.vectors["v"].scalar(), wire::ScalarKind::F32);
+        assert!(given.payload_indexes.contains_key("a"));
+    }
+
+    #[test]
     fn vectors_and_filters_are_read_as_they_are_usually_typed() {
         assert_eq!(vector("[0.5, -1,2e1]"), Ok(vec![0.5, -1.0, 20.0]));
         assert_eq!(vector("1 2"), Ok(vec![1.0, 2.0]));
         assert!(vector("1,x").unwrap_err().contains("\"x\""));
         assert!(filter(r#"{"not":{"equals":{"path":"a","value":1}}}"#).is_ok());
         assert!(filter(r#"{"equal":{"path":"a","value":1}}"#).unwrap_err().contains("equals"));
+        assert_eq!(sparse("words=idf").unwrap().1.modifier(), wire::Modifier::Idf);
+        assert!(sparse("words=bm25").unwrap_err().contains("idf"));
+        assert_eq!(multi("tokens=128"), Ok(("tokens".to_owned(), 128)));
+        assert!(multi("tokens").is_err() && multi("tokens=x").is_err());
         assert!(payload_index("a=int").unwrap_err().contains("integer"));
     }
 }

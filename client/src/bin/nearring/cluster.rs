@@ -97,7 +97,8 @@ fn node_json(node: &wire::NodeStatus) -> Value {
                 "shard": replica.shard, "role": replica.role, "term": replica.term, "leader": replica.leader_node,
                 "last_index": replica.last_index, "applied_index": replica.applied_index,
                 "snapshot_index": replica.snapshot_index, "points": replica.points,
-                "tail_vectors": replica.tail_vectors, "segments": segments, "voters": replica.voters,
+                "tail_vectors": replica.tail_vectors, "resident_vectors": replica.resident_vectors,
+                "resident_vector_bytes": replica.resident_vector_bytes, "segments": segments, "voters": replica.voters,
                 "learners": replica.learners, "pending_seals": replica.pending_seals,
             })
         })

@@ -4,7 +4,7 @@ use nearring_client::wire;
 use serde_json::{Map, Value, json};
 
 use crate::Context;
-use crate::arguments::{Layout, Metric, for_documents};
+use crate::arguments::{Layout, Metric, for_documents, multi, sparse};
 use crate::output::Failure;
 
 #[derive(Subcommand)]
@@ -30,9 +30,17 @@ pub(crate) struct Create {
     /// Its name.
     name: String,
 
-    /// Components of its vector; not needed with --embedder.
-    #[arg(long, required_unless_present = "embedder")]
+    /// Components of its vector; not needed with --embedder, nor where there are only --sparse and --multi ones.
+    #[arg(long, required_unless_present_any = ["embedder", "sparse", "multi"])]
     dimension: Option<u32>,
+
+    /// A sparse vector of this name; with =idf its queries are weighted by how rare their indices are. May be repeated.
+    #[arg(long, value_name = "NAME[=idf]", value_parser = sparse)]
+    sparse: Vec<(String, wire::SparseSpec)>,
+
+    /// A multi-vector of this name, of rows of so many components, compared by max_sim in --metric. May be repeated.
+    #[arg(long, value_name = "NAME=DIMENSION", value_parser = multi)]
+    multi: Vec<(String, u32)>,
 
     /// What nearness means.
     #[arg(long, value_enum, default_value = "cosine")]
@@ -61,6 +69,13 @@ impl Collection {
                     (None, None) => 0,
                 };
                 let mut spec = create.layout.spec(&create.name, &create.vector, dimension, create.metric);
+                if dimension == 0 && create.dimension.is_none() {
+                    spec.vectors.clear();
+                }
+                spec.sparse_vectors.extend(create.sparse);
+                let metric = create.metric.wire() as i32;
+                let multi = |(name, dimension)| (name, wire::MultiSpec { dimension, metric });
+                spec.multi_vectors.extend(create.multi.into_iter().map(multi));
                 if let Some(embedder) = &create.embedder {
                     for_documents(&mut spec, embedder, &create.vector);
                 }
@@ -115,6 +130,22 @@ pub(crate) fn info_json(info: &wire::CollectionInfo) -> Value {
             (vector.clone(), value)
         })
         .collect();
+    let sparse: Map<String, Value> = spec
+        .sparse_vectors
+        .iter()
+        .map(|(vector, spec)| {
+            let modifier = wire::Modifier::try_from(spec.modifier).ok().map(|modifier| modifier.as_str_name());
+            (vector.clone(), json!({ "modifier": name(modifier, "MODIFIER_") }))
+        })
+        .collect();
+    let multi: Map<String, Value> = spec
+        .multi_vectors
+        .iter()
+        .map(|(vector, spec)| {
+            let metric = wire::Metric::try_from(spec.metric).ok().map(|metric| metric.as_str_name());
+            (vector.clone(), json!({ "dimension": spec.dimension, "metric": name(metric, "METRIC_") }))
+        })
+        .collect();
     let indexes: Map<String, Value> = spec
         .payload_indexes
         .iter()
@@ -126,7 +157,7 @@ pub(crate) fn info_json(info: &wire::CollectionInfo) -> Value {
     let index = spec.index.unwrap_or_default();
     json!({
         "name": spec.name, "id": info.id, "shards": info.shards, "replication": spec.replication_factor,
-        "vectors": vectors, "payload_indexes": indexes, "routing_separator": spec.routing_separator,
+        "vectors": vectors, "sparse_vectors": sparse, "multi_vectors": multi, "payload_indexes": indexes, "routing_separator": spec.routing_separator,
         "index": {
             "m": index.m, "ef_construction": index.ef_construction, "ef_search": index.ef_search,
             "seal_points": index.seal_points,
@@ -143,7 +174,10 @@ fn info_text(info: &wire::CollectionInfo) -> String {
         let name = if vector.is_empty() { "vector" } else { vector };
         format!("{name} {} × {}", spec["metric"].as_str().unwrap_or("?"), spec["dimension"])
     });
-    let vectors = vectors.collect::<Vec<_>>().join(", ");
+    let of = |kind: &str| value[kind].as_object().cloned().unwrap_or_default();
+    let sparse = of("sparse_vectors").into_iter().map(|(vector, _)| format!("{vector} sparse"));
+    let multi = of("multi_vectors").into_iter().map(|(vector, spec)| format!("{vector} n × {}", spec["dimension"]));
+    let vectors = vectors.chain(sparse).chain(multi).collect::<Vec<_>>().join(", ");
     let documents = value["documents"]["embedder"].as_str();
     let documents = documents.map(|embedder| format!(", documents by {embedder}")).unwrap_or_default();
     let name = value["name"].as_str().unwrap_or("?");

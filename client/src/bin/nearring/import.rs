@@ -1,4 +1,5 @@
-//! `nearring import`: files into a collection, in memory bounded by the batches under way, however large the files are.
+//! `nearring import`: files into a collection, in memory bounded by the batches under way, however large the files are; or
+//! with `--from` the collections of a running Qdrant ([`qdrant`]).
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,16 +17,28 @@ use crate::arguments::{Layout, Metric, for_documents};
 use crate::collection::embedder_dimension;
 use crate::output::Failure;
 
+mod qdrant;
+
 #[derive(Args)]
 pub(crate) struct Import {
-    /// The collection.
-    #[arg(long, short)]
-    collection: String,
+    /// The collection. With --from: only this one; may be repeated.
+    #[arg(long, short, required_unless_present = "from")]
+    collection: Vec<String>,
 
     /// Vectors (.npy in f16, f32 or f64; .fvecs), points (.jsonl with id, vector or vectors, payload), documents (.md,
     /// .txt) or folders of documents.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "from")]
     paths: Vec<PathBuf>,
+
+    /// Copy the collections of the running Qdrant at this URL, such as http://10.0.0.7:6333: settings, points, payload
+    /// indexes and aliases. Its API key, if it wants one, stands in NEARRING_IMPORT_KEY. What was interrupted is continued
+    /// by the same command.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["paths", "create", "vector", "first_id"])]
+    from: Option<String>,
+
+    /// With --from: where it is kept how far the copy is. The file is removed once everything is copied and counted.
+    #[arg(long, value_name = "FILE", default_value = "nearring-import.json", requires = "from")]
+    state: PathBuf,
 
     /// Create the collection if it does not exist, with the dimension of the first file.
     #[arg(long)]
@@ -61,6 +74,12 @@ pub(crate) struct Import {
 
 impl Import {
     pub(crate) async fn run(self, context: Context) -> Result<(), Failure> {
+        if let Some(url) = &self.from {
+            return qdrant::run(&self, url, &context).await;
+        }
+        let [collection] = self.collection.as_slice() else {
+            return Err(Failure::new("files are imported into one collection; give --collection once"));
+        };
         let mut kinds = Vec::new();
         for path in &self.paths {
             // A missing file is better reported as such than by its ending.
@@ -76,7 +95,7 @@ impl Import {
             return Err(Failure::new("documents and points cannot be imported by one command; use two"));
         }
         if self.create {
-            self.create(&context, documents).await?;
+            self.create(&context, collection, documents).await?;
         }
         if documents {
             let files = DocumentFile::find(&self.paths)?;
@@ -86,40 +105,40 @@ impl Import {
                 let content_type = file.content_type.to_owned();
                 Ok((file.path, DocumentText { id: file.id, text, content_type, metadata_json: Vec::new() }))
             }));
-            let put = put_documents(&context.client, &self.collection, documents, self.in_flight, &progress).await;
+            let put = put_documents(&context.client, collection, documents, self.in_flight, &progress).await;
             progress.finish_and_clear();
             let put = put?;
-            let value = json!({ "documents": put.documents, "chunks": put.chunks, "collection": self.collection });
+            let value = json!({ "documents": put.documents, "chunks": put.chunks, "collection": collection });
             return context.output.write(&value, || {
-                format!("imported {} documents, {} chunks, into {}", put.documents, put.chunks, self.collection)
+                format!("imported {} documents, {} chunks, into {collection}", put.documents, put.chunks)
             });
         }
-        let report = self.import_points(&context).await?;
+        let report = self.import_points(&context, collection).await?;
         let refused = report.refused.len();
         let value = json!({
-            "read": report.read, "applied": report.applied, "refused": refused, "collection": self.collection,
+            "read": report.read, "applied": report.applied, "refused": refused, "collection": collection,
         });
-        context.output.write(&value, || format!("imported {} points into {}", report.applied, self.collection))?;
+        context.output.write(&value, || format!("imported {} points into {collection}", report.applied))?;
         if refused > 0 {
             return Err(Failure::new(format!("{refused} points were refused")));
         }
         Ok(())
     }
 
-    async fn create(&self, context: &Context, documents: bool) -> Result<(), Failure> {
-        match context.client.describe_collection(&self.collection).await {
+    async fn create(&self, context: &Context, collection: &str, documents: bool) -> Result<(), Failure> {
+        match context.client.describe_collection(collection).await {
             Ok(_) => return Ok(()),
             Err(error) if error.kind == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
         let spec = if documents {
             let dimension = embedder_dimension(&context.client, &self.embedder).await?;
-            let mut spec = self.layout.spec(&self.collection, &self.vector, dimension, self.metric);
+            let mut spec = self.layout.spec(collection, &self.vector, dimension, self.metric);
             for_documents(&mut spec, &self.embedder, &self.vector);
             spec
         } else {
             let Some(first) = self.paths.first() else { return Ok(()) };
-            self.spec_for(first)?
+            self.spec_for(collection, first)?
         };
         match context.client.create_collection(spec).await {
             Err(error) if error.kind != ErrorKind::AlreadyExists => Err(error.into()),
@@ -127,25 +146,34 @@ impl Import {
         }
     }
 
-    fn spec_for(&self, first: &Path) -> Result<wire::CollectionSpec, Failure> {
+    fn spec_for(&self, collection: &str, first: &Path) -> Result<wire::CollectionSpec, Failure> {
         let dimension = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         if FileKind::of(first) == Some(FileKind::Vectors) {
             let rows = VectorRows::open(first)?;
-            return Ok(self.layout.spec(&self.collection, &self.vector, dimension(rows.dimension()), self.metric));
+            return Ok(self.layout.spec(collection, &self.vector, dimension(rows.dimension()), self.metric));
         }
         let nothing =
             || Failure::of(first.display(), Failure::new("holds no point with a vector to take the dimension from"));
         let point = JsonPoints::open(first)?.next().ok_or_else(nothing)??;
-        let (vector, more) = point.vectors.split_first().ok_or_else(nothing)?;
-        let mut spec = self.layout.spec(&self.collection, &vector.name, dimension(vector.values.len()), self.metric);
-        for vector in more {
-            let other = self.layout.spec(&self.collection, &vector.name, dimension(vector.values.len()), self.metric);
-            spec.vectors.extend(other.vectors);
+        if point.vectors.is_empty() {
+            return Err(nothing());
+        }
+        let mut spec = wire::CollectionSpec { vectors: [].into(), ..self.layout.spec(collection, "", 0, self.metric) };
+        for vector in point.vectors {
+            if vector.sparse.is_some() {
+                spec.sparse_vectors.insert(vector.name, wire::SparseSpec::default());
+            } else if let Some(multi) = vector.multi {
+                let multi = wire::MultiSpec { dimension: multi.dimension, metric: self.metric.wire() as i32 };
+                spec.multi_vectors.insert(vector.name, multi);
+            } else {
+                let other = self.layout.spec("", &vector.name, dimension(vector.values.len()), self.metric);
+                spec.vectors.extend(other.vectors);
+            }
         }
         Ok(spec)
     }
 
-    async fn import_points(&self, context: &Context) -> Result<ImportReport, Failure> {
+    async fn import_points(&self, context: &Context, collection: &str) -> Result<ImportReport, Failure> {
         // A header tells how many rows there are; lines would have to be read twice to be counted.
         let total: Option<u64> =
             self.paths.iter().map(|path| VectorRows::open(path).ok().map(|rows| rows.rows())).sum();
@@ -165,7 +193,7 @@ impl Import {
         let points = stream::unfold(receiver, async |mut points| Some((points.recv().await?, points)));
         let options =
             ImportOptions { batch_points: self.batch_points, in_flight: self.in_flight, ..ImportOptions::default() };
-        let report = context.client.import(&self.collection, points, options, |done| progress.set_position(done)).await;
+        let report = context.client.import(collection, points, options, |done| progress.set_position(done)).await;
         progress.finish_and_clear();
         // The stream is dropped by now, so the reader has ended or will at its next point.
         reader.await.map_err(|error| Failure::new(format!("reading: {error}")))?;
@@ -196,7 +224,7 @@ fn read_points(
             continue;
         }
         for values in VectorRows::open(path)? {
-            let vectors = vec![wire::NamedVector { name: vector.to_owned(), values: values? }];
+            let vectors = vec![wire::NamedVector { name: vector.to_owned(), values: values?, ..Default::default() }];
             let number = wire::PointId { id: Some(wire::point_id::Id::Number(id)) };
             if !send(wire::Point { id: Some(number), vectors, payload_json: Default::default() }) {
                 return Ok(());

@@ -91,7 +91,18 @@ pub(crate) fn payload_json(bytes: &[u8]) -> Value {
 }
 
 pub(crate) fn vectors_json(vectors: &[wire::NamedVector]) -> Value {
-    vectors.iter().map(|vector| (vector.name.clone(), json!(vector.values))).collect::<Map<_, _>>().into()
+    vectors.iter().map(|vector| (vector.name.clone(), vector_json(vector))).collect::<Map<_, _>>().into()
+}
+
+/// As `nearring import` reads it.
+fn vector_json(vector: &wire::NamedVector) -> Value {
+    if let Some(sparse) = &vector.sparse {
+        return json!({ "indices": sparse.indices, "values": sparse.values });
+    }
+    match &vector.multi {
+        Some(multi) => json!(multi.values.chunks((multi.dimension as usize).max(1)).collect::<Vec<_>>()),
+        None => json!(vector.values),
+    }
 }
 
 pub(crate) fn coverage_json(coverage: Option<&wire::Coverage>) -> Value {

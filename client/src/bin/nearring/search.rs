@@ -2,8 +2,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
-use nearring_client::files::{FileKind, JsonPoints, VectorRows};
+use nearring_client::files::{FileKind, JsonPoints, VectorRows, parse_vector};
 use nearring_client::{Client, wire};
+use nearring_proto::vector::Vector;
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -19,7 +20,7 @@ pub(crate) struct Search {
     #[arg(long, short)]
     collection: String,
 
-    /// The query vector, as [0.1, 0.2] or 0.1,0.2.
+    /// The query vector, as `[0.1, 0.2]` or 0.1,0.2; sparse, as `{"indices": [3], "values": [0.5]}`; multi, as `[[0.1], [0.2]]`.
     #[arg(long, allow_hyphen_values = true, value_parser = vector_argument)]
     vector: Option<Components>,
 
@@ -69,18 +70,24 @@ pub(crate) struct Search {
 
 /// Keeps clap from reading a list type as a repeated argument.
 #[derive(Clone)]
-struct Components(Vec<f32>);
+struct Components(Vector);
 
+/// A list of numbers, or as points have vectors in JSON.
 fn vector_argument(text: &str) -> Result<Components, String> {
-    vector(text).map(Components)
+    let json = text.trim_start();
+    let vector = match json.starts_with('{') || json.starts_with("[[") {
+        true => parse_vector(json)?,
+        false => vector(text)?.into(),
+    };
+    Ok(Components(vector))
 }
 
 impl Search {
     pub(crate) async fn run(self, context: Context) -> Result<(), Failure> {
-        let (vector, vector_name) = match (&self.text, &self.vector_file, self.vector) {
+        let (vector, vector_name): (Vector, String) = match (&self.text, &self.vector_file, self.vector) {
             (Some(text), _, _) => {
                 let (vector, name) = embed(&context.client, &self.collection, text).await?;
-                (vector, self.name.unwrap_or(name))
+                (vector.into(), self.name.unwrap_or(name))
             }
             (None, Some(file), _) => {
                 let name = self.name.unwrap_or_default();
@@ -88,11 +95,17 @@ impl Search {
                 let read = tokio::task::spawn_blocking(move || read_row(&file, row, &wanted)).await;
                 (read.map_err(|error| Failure::new(error.to_string()))??, name)
             }
-            (None, None, vector) => (vector.map(|vector| vector.0).unwrap_or_default(), self.name.unwrap_or_default()),
+            (None, None, vector) => {
+                let vector = vector.map_or_else(|| Vec::new().into(), |vector| vector.0);
+                (vector, self.name.unwrap_or_default())
+            }
         };
+        let wire::NamedVector { name, values, sparse, multi } = (vector_name, vector).into();
         let query = wire::SearchQuery {
-            vector_name,
-            vector,
+            vector_name: name,
+            vector: values,
+            sparse,
+            multi,
             limit: self.limit,
             filter: self.filter,
             exact: self.exact,
@@ -123,17 +136,17 @@ async fn embed(client: &Client, collection: &str, text: &str) -> Result<(Vec<f32
     Ok((vector, documents.vector))
 }
 
-fn read_row(file: &std::path::Path, row: u64, name: &str) -> Result<Vec<f32>, Failure> {
+fn read_row(file: &std::path::Path, row: u64, name: &str) -> Result<Vector, Failure> {
     let nothing = || Failure::new(format!("{}: has no row {row}", file.display()));
     let skip = usize::try_from(row).map_err(|_| nothing())?;
     if FileKind::of(file) == Some(FileKind::JsonLines) {
         let point = JsonPoints::open(file)?.nth(skip).ok_or_else(nothing)??;
         let vector = point.vectors.into_iter().find(|vector| vector.name == name);
-        return vector
-            .map(|vector| vector.values)
-            .ok_or_else(|| Failure::new(format!("{}: row {row} has no vector named {name:?}", file.display())));
+        let vector = vector
+            .ok_or_else(|| Failure::new(format!("{}: row {row} has no vector named {name:?}", file.display())))?;
+        return Vector::try_from(vector).map_err(|error| Failure::of(file.display(), Failure::new(error.to_string())));
     }
-    Ok(VectorRows::open(file)?.nth(skip).ok_or_else(nothing)??)
+    Ok(VectorRows::open(file)?.nth(skip).ok_or_else(nothing)??.into())
 }
 
 fn print(output: Output, reply: wire::SearchReply, with_vectors: bool) -> Result<(), Failure> {

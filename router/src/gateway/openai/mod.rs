@@ -2,7 +2,7 @@
 //!
 //! The problem: there is code that talks to OpenAI, and it is to be answered from this store instead, unchanged. **Rules:**
 //! - A model is a pipeline: `nearring/<collection>` answers a chat's last question from that collection, and an embedder's name
-//!   embeds. [`models`] lists both.
+//!   embeds. `models` lists both.
 //! - Bodies, streams, errors (`{"error": {"message", "type", "param", "code"}}`) and status codes are OpenAI's. What is ours
 //!   stands in fields called `nearring`, which clients that do not know it pass over.
 //! - A setting that says how words are chosen goes to the model that chooses them; the built-in generator quotes and has no use

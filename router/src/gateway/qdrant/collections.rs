@@ -1,12 +1,14 @@
 //! Collections: created, described, changed, dropped.
 //!
-//! What has effect: vectors (size, distance), `shard_number`, `replication_factor` (an even number counts as the next odd one:
+//! What has effect: vectors (size, distance, multivector_config), sparse vectors (modifier), `shard_number`, `replication_factor` (an even number counts as the next odd one:
 //! never fewer replicas than asked for), `hnsw_config.m` and `.ef_construct`. Everything else that Qdrant's clients send is
 //! taken and has none.
 use std::collections::BTreeMap;
 
 use axum::extract::{Path, State};
-use nearring_proto::collection::{Collection, CollectionSpec, CollectionUpdate, FieldKind, IndexSpec, VectorSpec};
+use nearring_proto::collection::{
+    Collection, CollectionSpec, CollectionUpdate, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec,
+};
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::ShardId;
 use nearring_proto::placement::table::AliasAction;
@@ -24,7 +26,7 @@ pub(super) struct Create {
     #[serde(default)]
     vectors: Option<VectorParams>,
     #[serde(default)]
-    sparse_vectors: Option<BTreeMap<String, Value>>,
+    sparse_vectors: Option<BTreeMap<String, Option<SparseParams>>>,
     #[serde(default)]
     shard_number: Option<u32>,
     #[serde(default)]
@@ -65,11 +67,24 @@ enum Quantization {
     Word(#[allow(dead_code, reason = "read for its shape")] String),
 }
 
-#[derive(Deserialize, Debug)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum VectorParams {
     One(OneVector),
     Named(BTreeMap<String, OneVector>),
+}
+
+/// Told apart before they are read, so that an error is about what was meant.
+impl<'de> Deserialize<'de> for VectorParams {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let map = Map::deserialize(from)?;
+        let one = ["size", "distance"].iter().any(|key| map.get(*key).is_some_and(|value| !value.is_object()));
+        let map = Value::Object(map);
+        match one {
+            true => serde_json::from_value(map).map(Self::One),
+            false => serde_json::from_value(map).map(Self::Named),
+        }
+        .map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Deserialize, Debug)]
@@ -77,7 +92,42 @@ struct OneVector {
     size: u32,
     distance: Distance,
     #[serde(default)]
-    multivector_config: Option<Value>,
+    multivector_config: Option<MultiParams>,
+}
+
+/// What is beside the modifier (`index`) is told again.
+#[derive(Deserialize, Debug, Default)]
+struct SparseParams {
+    #[serde(default)]
+    modifier: Option<SparseModifier>,
+}
+
+#[derive(Deserialize, Debug, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum SparseModifier {
+    None,
+    Idf,
+}
+
+impl From<SparseModifier> for Modifier {
+    fn from(modifier: SparseModifier) -> Self {
+        match modifier {
+            SparseModifier::None => Modifier::None,
+            SparseModifier::Idf => Modifier::Idf,
+        }
+    }
+}
+
+#[derive(Deserialize, Debug, Clone, Copy)]
+struct MultiParams {
+    #[serde(rename = "comparator")]
+    _comparator: Comparator,
+}
+
+#[derive(Deserialize, Debug, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum Comparator {
+    MaxSim,
 }
 
 #[derive(Deserialize, Debug, Clone, Copy)]
@@ -97,22 +147,26 @@ struct Hnsw {
 }
 
 impl OneVector {
-    fn spec(&self) -> Result<VectorSpec, Error> {
-        if self.multivector_config.as_ref().is_some_and(|config| !config.is_null()) {
-            return Err(not_supported("multivectors").0);
-        }
+    /// Adds it to the settings, as the kind that it is.
+    fn add(&self, name: String, spec: &mut CollectionSpec) -> Result<(), Error> {
         let metric = match self.distance {
             Distance::Cosine => Metric::Cosine,
             Distance::Euclid => Metric::L2,
             Distance::Dot => Metric::Dot,
             Distance::Manhattan => return Err(not_supported("distance Manhattan").0),
         };
-        Ok(VectorSpec { dimension: self.size, metric, scalar: ScalarKind::default_for(metric) })
+        if self.multivector_config.is_some() {
+            spec.multi_vectors.insert(name, MultiSpec { dimension: self.size, metric });
+        } else {
+            let scalar = ScalarKind::default_for(metric);
+            spec.vectors.insert(name, VectorSpec { dimension: self.size, metric, scalar });
+        }
+        Ok(())
     }
 }
 
 /// Which parts of a creation are kept to be told again. What has effect is told from the collection itself.
-const ECHOED: [&str; 11] = [
+const ECHOED: [&str; 12] = [
     "hnsw_config",
     "optimizers_config",
     "wal_config",
@@ -124,9 +178,10 @@ const ECHOED: [&str; 11] = [
     "read_fan_out_factor",
     "sharding_method",
     "vectors",
+    "sparse_vectors",
 ];
 /// The key of what is told again.
-const ATTRIBUTE: &str = "qdrant";
+pub(super) const ATTRIBUTE: &str = "qdrant";
 
 pub(super) async fn create(
     State(door): State<Door>,
@@ -134,26 +189,35 @@ pub(super) async fn create(
     asked: Asked,
     Body(body): Body<Value>,
 ) -> Answer<bool> {
+    let (spec, kept) = settings(name, body)?;
+    let name = spec.name.clone();
+    match door.pipeline.create_collection(spec).await {
+        Ok(_) => {}
+        Err(error) if error.kind == Kind::AlreadyExists => {
+            return Err(
+                Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into()
+            );
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if !kept.is_empty() {
+        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
+    }
+    Ok(asked.told(true))
+}
+
+/// The settings that a creation asks for, and the part of it that is kept to be told again.
+pub(super) fn settings(name: String, body: Value) -> Result<(CollectionSpec, Map<String, Value>), Error> {
     let Create { vectors, sparse_vectors, shard_number, replication_factor, hnsw_config, sharding_method, _echoed } =
         super::typed(&body)?;
-    if sparse_vectors.is_some_and(|sparse| !sparse.is_empty()) {
-        return Err(not_supported("sparse vectors"));
-    }
     if sharding_method.is_some_and(|method| method != "auto") {
-        return Err(not_supported("custom sharding"));
+        return Err(not_supported("custom sharding").0);
     }
-    let vectors = match vectors {
-        None => BTreeMap::new(),
-        Some(VectorParams::One(one)) => BTreeMap::from([(String::new(), one.spec()?)]),
-        Some(VectorParams::Named(named)) => {
-            named.iter().map(|(name, one)| Ok((name.clone(), one.spec()?))).collect::<Result<_, Error>>()?
-        }
-    };
     let hnsw = hnsw_config.unwrap_or_default();
     let defaults = IndexSpec::default();
-    let spec = CollectionSpec {
+    let mut spec = CollectionSpec {
         name,
-        vectors,
+        vectors: BTreeMap::new(),
         payload_indexes: BTreeMap::new(),
         shard_count: shard_number.unwrap_or(0),
         replication_factor: replication_factor.map_or(0, |wanted| wanted | 1),
@@ -165,25 +229,25 @@ pub(super) async fn create(
             ..defaults
         },
         documents: None,
+        sparse_vectors: BTreeMap::new(),
+        multi_vectors: BTreeMap::new(),
     };
-    let name = spec.name.clone();
-    match door.pipeline.create_collection(spec).await {
-        Ok(_) => {}
-        Err(error) if error.kind == Kind::AlreadyExists => {
-            return Err(
-                Error::new(Kind::AlreadyExists, format!("Wrong input: Collection `{name}` already exists!")).into()
-            );
+    match vectors {
+        None => {}
+        Some(VectorParams::One(one)) => one.add(String::new(), &mut spec)?,
+        Some(VectorParams::Named(named)) => {
+            named.into_iter().try_for_each(|(name, one)| one.add(name, &mut spec))?;
         }
-        Err(error) => return Err(error.into()),
+    }
+    for (name, params) in sparse_vectors.unwrap_or_default() {
+        let modifier = params.unwrap_or_default().modifier.map_or(Modifier::None, Into::into);
+        spec.sparse_vectors.insert(name, SparseSpec { modifier });
     }
     let mut kept = Map::new();
     if let Value::Object(body) = body {
         kept.extend(body.into_iter().filter(|(key, value)| ECHOED.contains(&key.as_str()) && !value.is_null()));
     }
-    if !kept.is_empty() {
-        door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
-    }
-    Ok(asked.told(true))
+    Ok((spec, kept))
 }
 
 /// What was sent when the collection was created or changed, and has no effect but to be told again.
@@ -245,7 +309,7 @@ pub(super) async fn describe(State(door): State<Door>, Path(name): Path<String>,
 
 /// How far searches are served from segments.
 struct Indexed {
-    /// Vectors in installed segments, over all shards.
+    /// Vectors in installed segments, over all shards, and those that are searched where they lie.
     vectors: u64,
     segments: u64,
     /// No shard has more in its tail than is scanned in no time, nor a segment that is being built.
@@ -269,7 +333,7 @@ async fn indexed(pipeline: &Pipeline, collection: &Collection) -> Result<Indexed
     }
     let mut indexed = Indexed { vectors: 0, segments: 0, green: furthest.len() == collection.shards.len() };
     for (_, replica) in furthest.into_values() {
-        indexed.vectors += replica.segments.iter().map(|segment| segment.live).sum::<u64>();
+        indexed.vectors += replica.segments.iter().map(|segment| segment.live).sum::<u64>() + replica.resident_vectors;
         indexed.segments += replica.segments.len() as u64;
         indexed.green &= replica.tail_vectors <= TAIL_OF_NO_ACCOUNT && replica.pending_seals == 0;
     }
@@ -293,20 +357,32 @@ fn info(
     echo: &Map<String, Value>,
     schema: Map<String, Value>,
 ) -> Value {
-    let vector = |name: &str, spec: &VectorSpec| {
-        let distance = match spec.metric {
+    let vector = |name: &str, dimension: u32, metric: Metric| {
+        let distance = match metric {
             Metric::Cosine => "Cosine",
             Metric::L2 => "Euclid",
             Metric::Dot => "Dot",
         };
-        let sent = echo.get("vectors").map(|sent| if name.is_empty() { Some(sent) } else { sent.get(name) });
-        let mut told = sent.flatten().filter(|sent| sent.is_object()).cloned().unwrap_or_else(|| json!({}));
-        overlay(&mut told, &json!({"size": spec.dimension, "distance": distance}), false);
+        // The unnamed vector is sent alone, or under its empty name.
+        let sent = echo.get("vectors").and_then(|sent| sent.get(name).or(name.is_empty().then_some(sent)));
+        let mut told = sent.filter(|sent| sent.is_object()).cloned().unwrap_or_else(|| json!({}));
+        overlay(&mut told, &json!({"size": dimension, "distance": distance}), false);
         told
     };
-    let vectors = match spec.vectors.get("") {
-        Some(only) if spec.vectors.len() == 1 => vector("", only),
-        _ => Value::Object(spec.vectors.iter().map(|(name, spec)| (name.clone(), vector(name, spec))).collect()),
+    let dense = spec.vectors.iter().map(|(name, spec)| (name.clone(), vector(name, spec.dimension, spec.metric)));
+    let multi = spec.multi_vectors.iter().map(|(name, spec)| {
+        let mut told = vector(name, spec.dimension, spec.metric);
+        overlay(&mut told, &json!({"multivector_config": {"comparator": "max_sim"}}), false);
+        (name.clone(), told)
+    });
+    let mut vectors: Map<String, Value> = dense.chain(multi).collect();
+    let vectors = match vectors.remove("") {
+        Some(only) if vectors.is_empty() => only,
+        Some(one) => {
+            vectors.insert(String::new(), one);
+            Value::Object(vectors)
+        }
+        None => Value::Object(vectors),
     };
     let mut params = json!({
         "vectors": vectors,
@@ -336,6 +412,18 @@ fn info(
         "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
         "quantization_config": null,
     });
+    if !spec.sparse_vectors.is_empty() {
+        let told = |(name, spec): (&String, &SparseSpec)| {
+            let sent = echo.get("sparse_vectors").and_then(|sent| sent.get(name)).filter(|sent| sent.is_object());
+            let mut told = sent.cloned().unwrap_or_else(|| json!({}));
+            match spec.modifier {
+                Modifier::Idf => overlay(&mut told, &json!({"modifier": "idf"}), false),
+                Modifier::None => drop(told.as_object_mut().map(|told| told.remove("modifier"))),
+            }
+            (name.clone(), told)
+        };
+        params["sparse_vectors"] = Value::Object(spec.sparse_vectors.iter().map(told).collect());
+    }
     for key in ["on_disk_payload", "write_consistency_factor", "read_fan_out_factor", "sharding_method"] {
         if let Some(sent) = echo.get(key) {
             params[key] = sent.clone();
@@ -372,6 +460,8 @@ pub(super) struct Update {
     hnsw_config: Option<Hnsw>,
     #[serde(default, rename = "vectors")]
     _vectors: Option<BTreeMap<String, Map<String, Value>>>,
+    #[serde(default)]
+    sparse_vectors: Option<BTreeMap<String, SparseParams>>,
     #[serde(default, rename = "params")]
     _params: Option<Echoed>,
     #[serde(flatten)]
@@ -384,15 +474,27 @@ pub(super) async fn update(
     asked: Asked,
     Body(body): Body<Value>,
 ) -> Answer<bool> {
-    find(&door.pipeline, &name).await?;
-    let hnsw = super::typed::<Update>(&body)?.hnsw_config.unwrap_or_default();
+    let spec = find(&door.pipeline, &name).await?.spec;
+    let Update { hnsw_config, sparse_vectors, .. } = super::typed(&body)?;
+    let hnsw = hnsw_config.unwrap_or_default();
+    let mut modified = BTreeMap::new();
+    for (vector, params) in sparse_vectors.unwrap_or_default() {
+        let Some(known) = spec.sparse_vectors.get(&vector) else {
+            return Err(Error::invalid("sparse_vectors", format!("Not existing vector name error: {vector}")).into());
+        };
+        let modifier = params.modifier.map_or(known.modifier, Into::into);
+        modified.insert(vector, SparseSpec { modifier });
+    }
+    modified.retain(|vector, spec_now| spec.sparse_vectors.get(vector) != Some(spec_now));
+    let changes_modifiers = !modified.is_empty();
     let update = CollectionUpdate {
         name: name.clone(),
         m: hnsw.m.filter(|m| *m > 0).map_or(0, |m| m.clamp(4, 128)),
         ef_construction: hnsw.ef_construct.map_or(0, |ef| ef.clamp(8, 4096)),
+        sparse_vectors: modified,
         ..Default::default()
     };
-    if (update.m, update.ef_construction) != (0, 0) {
+    if (update.m, update.ef_construction) != (0, 0) || changes_modifiers {
         door.pipeline.update_collection(update).await?;
     }
     let mut kept = Value::Object(echo(&door.pipeline, &name).await?);
@@ -407,7 +509,8 @@ pub(super) async fn update(
             }
             ("vectors", Value::Object(given)) => {
                 for (vector, value) in given {
-                    let into = if vector.is_empty() { &mut kept["vectors"] } else { &mut kept["vectors"][vector] };
+                    let alone = vector.is_empty() && kept["vectors"].get(vector).is_none();
+                    let into = if alone { &mut kept["vectors"] } else { &mut kept["vectors"][vector] };
                     overlay(into, value, false);
                 }
             }
@@ -461,7 +564,7 @@ enum FieldSchema {
 
 #[derive(Deserialize, Debug, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-enum SchemaKind {
+pub(super) enum SchemaKind {
     Keyword,
     Integer,
     Float,
@@ -472,8 +575,22 @@ enum SchemaKind {
     Geo,
 }
 
+impl SchemaKind {
+    /// What such a field is indexed as; `None` for what is judged by the payload itself, without an index.
+    pub(super) fn indexed(self) -> Option<FieldKind> {
+        match self {
+            Self::Keyword | Self::Uuid => Some(FieldKind::Keyword),
+            Self::Integer => Some(FieldKind::Integer),
+            Self::Float => Some(FieldKind::Float),
+            Self::Bool => Some(FieldKind::Bool),
+            Self::Datetime => Some(FieldKind::Datetime),
+            Self::Text | Self::Geo => None,
+        }
+    }
+}
+
 /// Where index parameters are kept among what is told again.
-const SCHEMA: &str = "payload_schema";
+pub(super) const SCHEMA: &str = "payload_schema";
 
 pub(super) async fn create_index(
     State(door): State<Door>,
@@ -487,15 +604,7 @@ pub(super) async fn create_index(
         return Err(Error::invalid("field_schema", "is missing; say what the field holds, as in \"keyword\"").into());
     };
     let path = super::filter::path(&field_name);
-    let indexed = match kind {
-        SchemaKind::Keyword | SchemaKind::Uuid => Some(FieldKind::Keyword),
-        SchemaKind::Integer => Some(FieldKind::Integer),
-        SchemaKind::Float => Some(FieldKind::Float),
-        SchemaKind::Bool => Some(FieldKind::Bool),
-        SchemaKind::Datetime => Some(FieldKind::Datetime),
-        // Conditions on these are judged by the payload itself, without an index.
-        SchemaKind::Text | SchemaKind::Geo => None,
-    };
+    let indexed = kind.indexed();
     let before = spec.payload_indexes.get(&path).copied();
     if indexed != before {
         let update = CollectionUpdate {
@@ -545,21 +654,21 @@ pub(super) struct Aliases {
 }
 
 #[derive(Deserialize, Debug)]
-#[serde(rename_all = "snake_case")]
 enum Action {
-    CreateAlias { collection_name: String, alias_name: String },
-    DeleteAlias { alias_name: String },
-    RenameAlias { old_alias_name: String, new_alias_name: String },
+    #[serde(rename = "create_alias")]
+    Create { collection_name: String, alias_name: String },
+    #[serde(rename = "delete_alias")]
+    Delete { alias_name: String },
+    #[serde(rename = "rename_alias")]
+    Rename { old_alias_name: String, new_alias_name: String },
 }
 
 impl From<Action> for AliasAction {
     fn from(action: Action) -> Self {
         match action {
-            Action::CreateAlias { collection_name: collection, alias_name: alias } => {
-                Self::Assign { alias, collection }
-            }
-            Action::DeleteAlias { alias_name } => Self::Remove(alias_name),
-            Action::RenameAlias { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
+            Action::Create { collection_name: collection, alias_name: alias } => Self::Assign { alias, collection },
+            Action::Delete { alias_name } => Self::Remove(alias_name),
+            Action::Rename { old_alias_name: from, new_alias_name: to } => Self::Rename { from, to },
         }
     }
 }

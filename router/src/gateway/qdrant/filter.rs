@@ -1,5 +1,5 @@
 //! Qdrant's filters, in our terms.
-use nearring_proto::filter::{Filter, Place, Range, Scalar};
+use nearring_proto::filter::{Filter, Place, Range, Scalar, WantedWords};
 use nearring_proto::ids::PointId;
 use serde::Deserialize;
 
@@ -20,18 +20,16 @@ pub(super) struct QdrantFilter {
 }
 
 /// One, several, or null.
-#[derive(Deserialize, Clone, Debug)]
-#[serde(untagged)]
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(
+    untagged,
+    expecting = "has what is no condition here; give one such as {\"key\": …, \"match\": …}, or a list of them"
+)]
 enum Some<T> {
     Many(Vec<T>),
     One(Box<T>),
+    #[default]
     None,
-}
-
-impl<T> Default for Some<T> {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 impl<T> Some<T> {
@@ -55,22 +53,11 @@ struct MinShould {
 #[serde(untagged)]
 enum Condition {
     Field(Box<Field>),
-    IsEmpty {
-        is_empty: Key,
-    },
-    IsNull {
-        is_null: Key,
-    },
-    HasId {
-        has_id: Vec<Id>,
-    },
-    HasVector {
-        #[serde(rename = "has_vector")]
-        _name: String,
-    },
-    Nested {
-        nested: Box<NestedFilter>,
-    },
+    IsEmpty { is_empty: Key },
+    IsNull { is_null: Key },
+    HasId { has_id: Vec<Id> },
+    HasVector { has_vector: String },
+    Nested { nested: Box<NestedFilter> },
     Filter(Box<QdrantFilter>),
 }
 
@@ -107,6 +94,8 @@ enum Match {
     Text { text: String },
     TextAny { text_any: String },
     Phrase { phrase: String },
+    Prefix { prefix: String },
+    Substring { substring: String },
     Any { any: Vec<Scalar> },
     Except { except: Vec<Scalar> },
 }
@@ -144,12 +133,30 @@ struct Ring {
     points: Vec<Place>,
 }
 
-/// Paths through arrays need no brackets here.
+/// Paths through arrays need no empty brackets here, but where others follow: those choose among the items of each item.
 pub(super) fn path(key: &str) -> String {
-    key.replace("[]", "")
+    let mut parts = key.split("[]").peekable();
+    let mut path = String::with_capacity(key.len());
+    while let Option::Some(part) = parts.next() {
+        path.push_str(part);
+        if parts.peek().is_some_and(|next| next.starts_with('[')) {
+            path.push_str("[]");
+        }
+    }
+    path
 }
 
 impl QdrantFilter {
+    /// What matches, where there is something at this path.
+    pub(super) fn with(filter: Option<Self>, path: &str) -> Self {
+        let empty = Condition::IsEmpty { is_empty: Key { key: path.to_owned() } };
+        let must = match filter {
+            Option::Some(filter) => Some::One(Box::new(Condition::Filter(Box::new(filter)))),
+            None => Some::None,
+        };
+        Self { must, must_not: Some::One(Box::new(empty)), ..Self::default() }
+    }
+
     /// The filter in our terms, checked.
     ///
     /// # Errors
@@ -189,11 +196,11 @@ impl QdrantFilter {
 impl Condition {
     fn convert(self) -> Result<Filter, Error> {
         Ok(match self {
-            Self::Field(field) => field.convert(),
+            Self::Field(field) => field.convert()?,
             Self::IsEmpty { is_empty } => empty(&is_empty.key),
             Self::IsNull { is_null } => Filter::IsNull(path(&is_null.key)),
             Self::HasId { has_id } => Filter::Ids(has_id.into_iter().map(PointId::from).collect()),
-            Self::HasVector { .. } => return Err(super::not_supported("has_vector").0),
+            Self::HasVector { has_vector } => Filter::HasVector(has_vector),
             Self::Nested { nested } => {
                 Filter::Nested { path: path(&nested.key), filter: Box::new(nested.filter.convert()?) }
             }
@@ -204,30 +211,51 @@ impl Condition {
 
 /// Missing, null, or an empty array.
 fn empty(key: &str) -> Filter {
-    Filter::Not(Box::new(Filter::Exists(path(key))))
+    Filter::Not(Box::new(filled(key)))
+}
+
+/// Not empty: there is a value, or an array that holds nothing but nulls. An index can answer the former.
+fn filled(key: &str) -> Filter {
+    let range = Range { gte: Option::Some(Scalar::Int(1)), ..Range::default() };
+    // What is counted depends on brackets at the end of the path.
+    Filter::Any(vec![Filter::Exists(path(key)), Filter::ValuesCount { path: key.to_owned(), range }])
 }
 
 impl Field {
-    fn convert(self) -> Filter {
+    /// # Errors
+    /// Where it asks nothing, which every point would satisfy: a client left something out, or is newer than this.
+    fn convert(self) -> Result<Filter, Error> {
         let path = path(&self.key);
         let mut all = Vec::new();
         if let Option::Some(matching) = self.r#match {
-            let contains = |text: String| Filter::Contains { path: path.clone(), text };
+            let words = |text: String, wanted| Filter::Words { path: path.clone(), text, wanted };
             all.push(match matching {
                 Match::Value { value } => Filter::Equals { path: path.clone(), value },
-                Match::Text { text } | Match::Phrase { phrase: text } => contains(text),
-                Match::TextAny { text_any } => {
-                    Filter::Any(text_any.split_whitespace().map(|word| contains(word.to_owned())).collect())
+                Match::Text { text } => words(text, WantedWords::All),
+                Match::TextAny { text_any } => words(text_any, WantedWords::Any),
+                Match::Phrase { phrase } => words(phrase, WantedWords::Phrase),
+                Match::Prefix { prefix } => Filter::StartsWith { path: path.clone(), text: prefix },
+                // Every string has the empty one in it.
+                Match::Substring { substring } if substring.is_empty() => {
+                    Filter::StartsWith { path: path.clone(), text: substring }
                 }
+                Match::Substring { substring } => Filter::Contains { path: path.clone(), text: substring },
                 Match::Any { any } => Filter::In { path: path.clone(), values: any },
                 Match::Except { except } => Filter::NotIn { path: path.clone(), values: except },
             });
         }
-        if let Option::Some(range) = self.range.and_then(Bounds::read) {
+        if let Option::Some(range) = self.range {
+            // Without a bound it asks for a number.
+            let any = Range { gte: Option::Some(Scalar::Float(f64::MIN)), ..Range::default() };
+            let range = range.read().unwrap_or(any);
             all.push(Filter::Range { path: path.clone(), range });
         }
         if let Option::Some(GeoBox { top_left, bottom_right }) = self.geo_bounding_box {
-            all.push(Filter::GeoBox { path: path.clone(), top_left, bottom_right });
+            all.push(match top_left.lat < bottom_right.lat {
+                // Nothing lies in a box that is upside down; in Qdrant that is no error.
+                true => Filter::Any(Vec::new()),
+                false => Filter::GeoBox { path: path.clone(), top_left, bottom_right },
+            });
         }
         if let Option::Some(GeoRadius { center, radius }) = self.geo_radius {
             all.push(Filter::GeoRadius { path: path.clone(), center, radius_m: radius });
@@ -237,12 +265,13 @@ impl Field {
             let rings = std::iter::once(exterior.points).chain(holes).collect();
             all.push(Filter::GeoPolygon { path: path.clone(), rings });
         }
-        if let Option::Some(range) = self.values_count.and_then(Bounds::read) {
-            all.push(Filter::ValuesCount { path: path.clone(), range });
+        if let Option::Some(range) = self.values_count {
+            let count = |range| Filter::ValuesCount { path: self.key.clone(), range };
+            all.push(range.read().map_or(Filter::All(Vec::new()), count));
         }
         match self.is_empty {
-            Option::Some(true) => all.push(empty(&path)),
-            Option::Some(false) => all.push(Filter::Exists(path.clone())),
+            Option::Some(true) => all.push(empty(&self.key)),
+            Option::Some(false) => all.push(filled(&self.key)),
             None => {}
         }
         match self.is_null {
@@ -250,15 +279,18 @@ impl Field {
             Option::Some(false) => all.push(Filter::Not(Box::new(Filter::IsNull(path)))),
             None => {}
         }
-        match <[Filter; 1]>::try_from(all) {
+        if all.is_empty() {
+            return Err(Error::invalid(format!("filter: condition of {:?}", self.key), "asks nothing of the field"));
+        }
+        Ok(match <[Filter; 1]>::try_from(all) {
             Ok([one]) => one,
             Err(all) => Filter::All(all),
-        }
+        })
     }
 }
 
 impl Bounds {
-    /// `None` where nothing is bounded, which everything satisfies.
+    /// `None` where nothing is bounded.
     fn read(self) -> Option<Range> {
         let Self { gt, gte, lt, lte } = self;
         let range = Range { gt, gte, lt, lte };

@@ -6,7 +6,7 @@
 //! - A door decides nothing: it decodes, calls the [pipeline](crate::pipeline), encodes. Where Qdrant's operation is made of
 //!   several of ours (payloads by filter, vectors of a point), this module says how far it is atomic.
 //! - Guarantees are equal or stronger: every write is durable on a majority before it is answered, so `wait` and `ordering`
-//!   have nothing to add; reads are session reads, or linearizable with `consistency=all|majority|quorum`.
+//!   have nothing to add; reads are linearizable and of every shard, so `consistency` has not either.
 //! - Settings that have no effect here are stored and echoed, never an error. What is not supported answers 501 and its name.
 //! - A superset: ids may be any text.
 use std::sync::Arc;
@@ -31,13 +31,18 @@ use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
 
 mod collections;
+pub mod copy;
 mod filter;
+mod groups;
+pub mod grpc;
 mod points;
 mod query;
 mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
-pub const VERSION: &str = "1.18.3";
+pub const VERSION: &str = "1.20.0";
+/// What this says it is.
+const TITLE: &str = "nearring - a store that speaks Qdrant's API";
 
 /// What handlers share.
 #[derive(Clone)]
@@ -46,10 +51,17 @@ struct Door {
     in_flight: Arc<Semaphore>,
 }
 
-/// The whole API.
+impl Door {
+    fn new(pipeline: Pipeline) -> Self {
+        let in_flight = Arc::new(Semaphore::new(pipeline.settings().limits.in_flight));
+        Self { pipeline, in_flight }
+    }
+}
+
+/// The whole API over HTTP.
 pub fn app(pipeline: Pipeline) -> Router {
     let limits = pipeline.settings().limits;
-    let door = Door { pipeline, in_flight: Arc::new(Semaphore::new(limits.in_flight)) };
+    let door = Door::new(pipeline);
     let of_collection = Router::new()
         .route("/", get(collections::describe).put(collections::create))
         .route("/", axum::routing::patch(collections::update).delete(collections::delete))
@@ -71,7 +83,13 @@ pub fn app(pipeline: Pipeline) -> Router {
         .route("/points/search", post(query::search))
         .route("/points/search/batch", post(query::search_batch))
         .route("/points/query", post(query::query))
-        .route("/points/query/batch", post(query::query_batch));
+        .route("/points/query/batch", post(query::query_batch))
+        .route("/points/query/groups", post(groups::query))
+        .route("/points/search/groups", post(groups::search))
+        .route("/points/recommend", post(query::recommend))
+        .route("/points/recommend/batch", post(query::recommend_batch))
+        .route("/points/recommend/groups", post(groups::recommend))
+        .route("/facet", post(points::facet));
     Router::new()
         .route("/", get(root))
         .route("/healthz", get(healthy))
@@ -98,7 +116,7 @@ async fn admit(State(door): State<Door>, request: Request, next: Next) -> Respon
 }
 
 async fn root() -> Json<Value> {
-    Json(json!({"title": "nearring - a store that speaks Qdrant's REST API", "version": VERSION}))
+    Json(json!({"title": TITLE, "version": VERSION}))
 }
 
 async fn healthy() -> &'static str {
@@ -120,12 +138,10 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/groups", "groups"),
-        ("/recommend", "recommend"),
         ("/discover", "discover"),
-        ("/facet", "facet"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
+        ("/vectors/", "named vectors added to a collection or taken from it"),
     ];
     let path = request.uri().path();
     match known.iter().find(|(part, _)| path.contains(part)) {

@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::{Path, State};
 use bytes::Bytes;
-use nearring_proto::filter::Filter;
+use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::ids::PointId;
+use nearring_proto::order::{FacetValue, Order, OrderKey};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vectors, WithPayload, WithVector, id_json, record_json, remove};
+use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
@@ -29,22 +30,43 @@ const TRIES: usize = 16;
 pub(super) enum Upsert {
     List {
         points: Vec<PointStruct>,
-        #[serde(default)]
-        shard_key: Option<Value>,
+        #[serde(flatten)]
+        how: How,
     },
     Columns {
         batch: Columns,
-        #[serde(default)]
-        shard_key: Option<Value>,
+        #[serde(flatten)]
+        how: How,
     },
+}
+
+/// Which of the points are written.
+#[derive(Deserialize, Debug, Clone, Default)]
+pub(super) struct How {
+    #[serde(default)]
+    pub(super) shard_key: Option<Value>,
+    /// Of the points that exist, only those that match.
+    #[serde(default)]
+    pub(super) update_filter: Option<QdrantFilter>,
+    #[serde(default)]
+    pub(super) update_mode: Option<Mode>,
+}
+
+/// Whether points that exist are replaced, and others made.
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    Upsert,
+    InsertOnly,
+    UpdateOnly,
 }
 
 #[derive(Deserialize, Debug, Clone)]
 pub(super) struct PointStruct {
-    id: Id,
-    vector: Vectors,
+    pub(super) id: Id,
+    pub(super) vector: Vectors,
     #[serde(default)]
-    payload: Option<Payload>,
+    pub(super) payload: Option<Payload>,
 }
 
 #[derive(Deserialize, Debug, Clone)]
@@ -59,18 +81,16 @@ pub(super) struct Columns {
 #[serde(untagged)]
 enum ColumnVectors {
     Rows(Vec<Vectors>),
-    Named(BTreeMap<String, Vec<Vec<f32>>>),
+    Named(BTreeMap<String, Vec<super::values::Vector>>),
 }
 
 impl Upsert {
-    fn read(self) -> Result<Vec<Point>, Error> {
-        let (points, shard_key) = match self {
-            Self::List { points, shard_key } => {
-                (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), shard_key)
-            }
-            Self::Columns { batch, shard_key } => (batch.rows()?, shard_key),
+    fn read(self) -> Result<(Vec<Point>, How), Error> {
+        let (points, how) = match self {
+            Self::List { points, how } => (points.into_iter().map(|p| (p.id, p.vector, p.payload)).collect(), how),
+            Self::Columns { batch, how } => (batch.rows()?, how),
         };
-        no_shard_key(&shard_key)?;
+        no_shard_key(&how.shard_key)?;
         let points: Vec<(Id, Vectors, Option<Payload>)> = points;
         let read = |(at, (id, vectors, payload)): (usize, (Id, Vectors, Option<Payload>))| {
             let payload_json = match payload {
@@ -80,7 +100,7 @@ impl Upsert {
             Ok(Point { id: id.into(), vectors: vectors.read(&format!("points[{at}].vector"))?, payload_json })
         };
         let points: Vec<Point> = points.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
-        Ok(last_of_each(points))
+        Ok((last_of_each(points), how))
     }
 }
 
@@ -104,8 +124,8 @@ impl Columns {
                         let reason = format!("has {} rows for {count} ids", column.len());
                         return Err(Error::invalid(format!("batch.vectors[{name:?}]"), reason));
                     }
-                    for (row, values) in rows.iter_mut().zip(column) {
-                        row.insert(name.clone(), super::values::Vector::Dense(values));
+                    for (row, vector) in rows.iter_mut().zip(column) {
+                        row.insert(name.clone(), vector);
                     }
                 }
                 rows.into_iter().map(Vectors::Named).collect()
@@ -144,18 +164,13 @@ fn written(answer: WriteAnswer) -> Result<Value, Error> {
 
 /// Points by id, or by filter.
 #[derive(Deserialize, Debug, Clone)]
-#[serde(untagged)]
-pub(super) enum Selector {
-    Points {
-        points: Vec<Id>,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
-    Filter {
-        filter: QdrantFilter,
-        #[serde(default)]
-        shard_key: Option<Value>,
-    },
+pub(super) struct Selector {
+    #[serde(default)]
+    points: Option<Vec<Id>>,
+    #[serde(default)]
+    filter: Option<QdrantFilter>,
+    #[serde(default)]
+    shard_key: Option<Value>,
 }
 
 enum Selected {
@@ -165,16 +180,7 @@ enum Selected {
 
 impl Selector {
     fn read(self) -> Result<Selected, Error> {
-        Ok(match self {
-            Self::Points { points, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Ids(distinct(points))
-            }
-            Self::Filter { filter, shard_key } => {
-                no_shard_key(&shard_key)?;
-                Selected::Matching(filter.read()?)
-            }
-        })
+        selected(self.points, self.filter, &self.shard_key)
     }
 }
 
@@ -193,8 +199,77 @@ pub(super) async fn upsert(
 }
 
 async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked) -> Result<Value, Error> {
-    let points = body.read()?.into_iter().map(|point| (point, None)).collect();
-    written(pipeline.upsert(collection, points, None, asked.deadline()).await?)
+    let (points, How { update_filter, update_mode, shard_key: _ }) = body.read()?;
+    let mode = update_mode.unwrap_or(Mode::Upsert);
+    if mode == Mode::Upsert && update_filter.is_none() {
+        let points = points.into_iter().map(|point| (point, None)).collect();
+        return written(pipeline.upsert(collection, points, None, asked.deadline()).await?);
+    }
+    let filter = update_filter.map(QdrantFilter::read).transpose()?;
+    let spec = super::collections::find(pipeline, collection).await?.spec;
+    let check = |(at, mut point): (usize, Point)| {
+        spec.adopt_point(&mut point);
+        spec.check_point(&point, &format!("points[{at}]")).map(|()| (point.id.clone(), point))
+    };
+    let points = points.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
+    put_where(pipeline, collection, points, (mode, filter), asked).await
+}
+
+/// Writes the points that are to be written as things are when each is: where that changes in between, it is looked at again.
+async fn put_where(
+    pipeline: &Pipeline,
+    collection: &str,
+    mut left: BTreeMap<PointId, Point>,
+    (mode, filter): (Mode, Option<Filter>),
+    asked: &Asked,
+) -> Result<Value, Error> {
+    let mut last = json!({"operation_id": 0, "status": "completed"});
+    let most = pipeline.settings().limits.batch_points;
+    for _ in 0..TRIES {
+        let ids: Vec<PointId> = left.keys().cloned().collect();
+        let mut again = BTreeMap::new();
+        for batch in ids.chunks(most) {
+            let wants = Wants { payload: filter.is_some(), vectors: filter.is_some() };
+            let read = pipeline.get(collection, batch.to_vec(), wants, &asked.reads()?).await?;
+            let there: BTreeMap<&PointId, &PointRecord> = read.points.iter().map(|point| (&point.id, point)).collect();
+            let mut points = Vec::with_capacity(batch.len());
+            for id in batch {
+                let only = match there.get(id) {
+                    None if mode == Mode::UpdateOnly => continue,
+                    None => Precondition::InsertOnly,
+                    Some(_) if mode == Mode::InsertOnly => continue,
+                    Some(record) if !matches(filter.as_ref(), record)? => continue,
+                    Some(record) => Precondition::IfVersion(record.version),
+                };
+                points.extend(left.get(id).map(|point| (point.clone(), Some(only))));
+            }
+            if points.is_empty() {
+                continue;
+            }
+            let order: Vec<PointId> = points.iter().map(|(point, _)| point.id.clone()).collect();
+            let answer = pipeline.upsert(collection, points, None, asked.deadline()).await?;
+            for (at, outcome) in &answer.outcomes {
+                if let (Outcome::VersionMismatch(_) | Outcome::AlreadyExists(_), Some(id)) = (outcome, order.get(*at))
+                    && let Some(point) = left.remove(id)
+                {
+                    again.insert(id.clone(), point);
+                }
+            }
+            last = written(answer)?;
+        }
+        if again.is_empty() {
+            return Ok(last);
+        }
+        left = again;
+    }
+    let message = format!("{} points keep changing under this request; send it again", left.len());
+    Err(Error::new(Kind::NotDone, message))
+}
+
+fn matches(filter: Option<&Filter>, record: &PointRecord) -> Result<bool, Error> {
+    let Some(filter) = filter else { return Ok(true) };
+    let payload = payload::parse(&record.payload_json).map_err(broken)?;
+    Ok(filter.matches(&record.id, &payload, &|name| record.vectors.contains_key(name)))
 }
 
 pub(super) async fn delete(
@@ -268,7 +343,7 @@ async fn batches(
         Selected::Matching(filter) => {
             let (mut batches, mut after) = (Vec::new(), None);
             loop {
-                let wanted = ScrollWanted { after, limit: most, filter: Some(filter.clone()), wants: Wants::default() };
+                let wanted = ScrollWanted { after, limit: most, filter: Some(filter.clone()), ..Default::default() };
                 let page = pipeline.scroll(collection, wanted, &asked.reads()?).await?;
                 batches.push(page.points.into_iter().map(|point| point.id).collect());
                 after = page.next;
@@ -290,7 +365,7 @@ async fn change_payload(
 ) -> Result<Value, Error> {
     let mut last = json!({"operation_id": 0, "status": "completed"});
     // A collection that does not exist is an error also where no point is named.
-    pipeline.describe_collection(collection).await?;
+    super::collections::find(pipeline, collection).await?;
     for ids in batches(pipeline, collection, which, asked).await?.into_iter().filter(|ids| !ids.is_empty()) {
         let set = pipeline.set_payload(collection, ids, payload.clone(), mode, None, None, asked.deadline());
         last = written(set.await?)?;
@@ -311,16 +386,26 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     let SetPayload { payload, points, filter, shard_key, key } = body;
     let which = selected(points, filter, &shard_key)?;
     match key {
+        // A null takes its key away, which nodes have no operation for beside setting others.
+        None if payload.values().any(Value::is_null) => {
+            pipeline.describe_collection(collection).await?;
+            let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
+            rewrite(pipeline, collection, ids, asked, |record| {
+                let mut old = payload::parse(&record.payload_json).map_err(broken)?;
+                set(&mut old, &payload);
+                Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
+            })
+            .await
+        }
         None => {
             let payload = encode(&Value::Object(payload))?;
             change_payload(pipeline, collection, which, payload, PayloadMode::Merge, asked).await
         }
         Some(key) => {
             let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
-            let path = super::filter::path(&key);
             rewrite(pipeline, collection, ids, asked, |record| {
                 let mut old = payload::parse(&record.payload_json).map_err(broken)?;
-                merge_at(&mut old, &path, &payload);
+                merge_at(&mut old, &key, &payload);
                 Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
             })
             .await
@@ -328,24 +413,46 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
     }
 }
 
-/// Merges into the object at the path; makes it where there is none.
+/// What is given replaces what stands there; what is given as null is taken away.
+fn set(into: &mut Payload, given: &Payload) {
+    for (key, value) in given {
+        match value {
+            Value::Null => drop(into.remove(key)),
+            value => drop(into.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+/// Merges into the object at the path, as Qdrant does: what is missing on the way is made, what stands in its way gives way to
+/// it. Only the items of an array that are there change.
 fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
     let (key, rest) = match path.split_once('.') {
         Some((key, rest)) if !into.contains_key(path) => (key, Some(rest)),
         _ => (path, None),
     };
-    let value = into.entry(key).or_insert_with(|| Value::Object(Payload::new()));
-    if !matches!(value, Value::Object(_) | Value::Array(_)) {
-        *value = Value::Object(Payload::new());
-    }
-    let merge = |object: &mut Payload| match rest {
-        Some(rest) => merge_at(object, rest, given),
-        None => object.extend(given.iter().map(|(key, value)| (key.clone(), value.clone()))),
+    let mut merge = |value: &mut Value| {
+        if let Value::Object(object) = value {
+            match rest {
+                Some(rest) => merge_at(object, rest, given),
+                None => set(object, given),
+            }
+        }
     };
-    match value {
-        Value::Object(object) => merge(object),
-        Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(merge),
-        _ => {}
+    match key.find('[').filter(|_| !into.contains_key(key)).map(|at| key.split_at(at)) {
+        Some((key, places)) => {
+            let value = into.entry(key).or_insert_with(|| json!([]));
+            if !value.is_array() {
+                *value = json!([]);
+            }
+            at_places(value, places, &mut merge);
+        }
+        None => {
+            let value = into.entry(key).or_insert_with(|| json!({}));
+            if !value.is_object() {
+                *value = json!({});
+            }
+            merge(value);
+        }
     }
 }
 
@@ -460,15 +567,18 @@ async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &As
 
 #[derive(Deserialize, Debug, Clone)]
 pub(super) struct UpdateVectors {
-    points: Vec<PointVectors>,
+    pub(super) points: Vec<PointVectors>,
     #[serde(default)]
-    shard_key: Option<Value>,
+    pub(super) shard_key: Option<Value>,
+    /// Only of points that match.
+    #[serde(default)]
+    pub(super) update_filter: Option<QdrantFilter>,
 }
 
 #[derive(Deserialize, Debug, Clone)]
-struct PointVectors {
-    id: Id,
-    vector: Vectors,
+pub(super) struct PointVectors {
+    pub(super) id: Id,
+    pub(super) vector: Vectors,
 }
 
 pub(super) async fn update_vectors(
@@ -491,17 +601,23 @@ async fn put_vectors(
     for (at, PointVectors { id, vector }) in body.points.into_iter().enumerate() {
         given.insert(PointId::from(id), vector.read(&format!("points[{at}].vector"))?);
     }
-    let spec = pipeline.describe_collection(collection).await?.spec;
-    for (id, vectors) in &given {
-        let point = Point { id: id.clone(), vectors: vectors.clone(), payload_json: Bytes::new() };
+    let spec = super::collections::find(pipeline, collection).await?.spec;
+    for (id, vectors) in &mut given {
+        let mut point = Point { id: id.clone(), vectors: std::mem::take(vectors), payload_json: Bytes::new() };
+        spec.adopt_point(&mut point);
         spec.check_point(&point, &format!("points[{id}]"))?;
+        *vectors = point.vectors;
     }
     let ids: Vec<PointId> = given.keys().cloned().collect();
     let found = exist(pipeline, collection, &ids, asked).await?;
     if let Some(missing) = ids.iter().find(|id| !found.contains(id)) {
         return Err(Error::new(Kind::NotFound, format!("no point with id {missing} found")));
     }
+    let filter = body.update_filter.map(QdrantFilter::read).transpose()?;
     rewrite(pipeline, collection, ids, asked, |record| {
+        if !matches(filter.as_ref(), record)? {
+            return Ok(None);
+        }
         let mut point = point(record);
         point.vectors.extend(given.get(&record.id).cloned().unwrap_or_default());
         Ok(Some(point))
@@ -551,8 +667,8 @@ async fn drop_vectors(
 ) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
     let which = selected(points, filter, &shard_key)?;
-    let spec = pipeline.describe_collection(collection).await?.spec;
-    if let Some(name) = vector.iter().find(|name| !spec.vectors.contains_key(*name)) {
+    let spec = super::collections::find(pipeline, collection).await?.spec;
+    if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
         return Err(Error::invalid("vector", format!("Not existing vector name error: {name}")));
     }
     let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
@@ -567,12 +683,12 @@ async fn drop_vectors(
 /// `POST points/batch`: operations one after the other.
 #[derive(Deserialize, Debug)]
 pub(super) struct Batch {
-    operations: Vec<Operation>,
+    pub(super) operations: Vec<Operation>,
 }
 
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "snake_case")]
-enum Operation {
+pub(super) enum Operation {
     Upsert(Upsert),
     Delete(Selector),
     SetPayload(SetPayload),
@@ -590,7 +706,7 @@ pub(super) async fn batch(
     Body(body): Body<Batch>,
 ) -> Answer<Value> {
     let pipeline = &door.pipeline;
-    pipeline.describe_collection(&collection).await?;
+    super::collections::find(pipeline, &collection).await?;
     let mut results = Vec::with_capacity(body.operations.len());
     for operation in body.operations {
         results.push(match operation {
@@ -625,7 +741,7 @@ pub(super) async fn retrieve(
     Body(body): Body<Retrieve>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let ids = distinct(body.ids);
@@ -645,7 +761,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
         Err(_) => Id::Text(id).into(),
@@ -669,7 +785,7 @@ pub(super) struct Scroll {
     #[serde(default, alias = "with_vectors")]
     with_vector: Option<WithVector>,
     #[serde(default)]
-    order_by: Option<Value>,
+    order_by: Option<OrderBy>,
     #[serde(default)]
     shard_key: Option<Value>,
 }
@@ -681,32 +797,45 @@ pub(super) async fn scroll(
     Body(body): Body<Scroll>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    if body.order_by.as_ref().is_some_and(|order_by| !order_by.is_null()) {
-        return Err(not_supported("scroll with order_by"));
-    }
     let limit = body.limit.unwrap_or(10);
     if limit == 0 {
         return Err(Error::invalid("limit", "is 0, must be at least 1").into());
     }
-    let spec = door.pipeline.describe_collection(&collection).await?.spec;
+    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let wants = Wants { payload: payload.any(), vectors: vector.any() };
     let filter = body.filter.map(QdrantFilter::read).transpose()?;
     let reads = asked.reads()?;
+    if let Some(order_by) = body.order_by {
+        if body.offset.is_some() {
+            let reason = "cannot be used with order_by, which begins at its start_from";
+            return Err(Error::invalid("offset", reason).into());
+        }
+        let wanted = ScrollWanted { limit, filter, wants, order: Some(order_by.order()), after: None };
+        let answer = door.pipeline.scroll(&collection, wanted, &reads).await?;
+        let told = |(record, value): (&PointRecord, &Scalar)| {
+            let mut told = record_json(record, &spec, &payload, &vector)?;
+            told["order_value"] = order_value(value);
+            Ok(told)
+        };
+        let points: Vec<Value> =
+            answer.points.iter().zip(&answer.order_values).map(told).collect::<Result<_, Error>>()?;
+        return Ok(asked.told(json!({"points": points, "next_page_offset": null})));
+    }
     let (mut points, mut after) = (Vec::new(), None);
     if let Some(offset) = body.offset {
         // Here pages begin behind an id, there at one.
         let offset = PointId::from(offset);
         let only = Filter::All(std::iter::once(Filter::Ids(vec![offset.clone()])).chain(filter.clone()).collect());
-        let wanted = ScrollWanted { after: None, limit: 1, filter: Some(only), wants };
+        let wanted = ScrollWanted { limit: 1, filter: Some(only), wants, ..Default::default() };
         points = door.pipeline.scroll(&collection, wanted, &reads).await?.points;
         after = Some(offset);
     }
     // One more than is answered says where the next page begins.
     while points.len() <= limit {
         let left = (limit + 1 - points.len()).min(ScrollWanted::LIMIT_MAX);
-        let wanted = ScrollWanted { after, limit: left, filter: filter.clone(), wants };
+        let wanted = ScrollWanted { after, limit: left, filter: filter.clone(), wants, order: None };
         let page = door.pipeline.scroll(&collection, wanted, &reads).await?;
         points.extend(page.points);
         after = page.next;
@@ -718,6 +847,88 @@ pub(super) async fn scroll(
     let points: Vec<Value> =
         points.iter().map(|record| record_json(record, &spec, &payload, &vector)).collect::<Result<_, _>>()?;
     Ok(asked.told(json!({"points": points, "next_page_offset": next.map(|record| id_json(&record.id))})))
+}
+
+/// What to order by: a path, or more of it.
+#[derive(Deserialize, Debug, Clone)]
+#[serde(untagged)]
+pub(super) enum OrderBy {
+    Key(String),
+    Wanted {
+        key: String,
+        #[serde(default)]
+        direction: Option<Direction>,
+        #[serde(default)]
+        start_from: Option<Scalar>,
+    },
+}
+
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Direction {
+    Asc,
+    Desc,
+}
+
+impl OrderBy {
+    pub(super) fn order(self) -> Order {
+        let (key, direction, start_from) = match self {
+            Self::Key(key) => (key, None, None),
+            Self::Wanted { key, direction, start_from } => (key, direction, start_from),
+        };
+        let descending = direction == Some(Direction::Desc);
+        Order::ByPayload { path: super::filter::path(&key), descending, start_from }
+    }
+}
+
+/// Datetimes are told as microseconds.
+pub(super) fn order_value(value: &Scalar) -> Value {
+    match (OrderKey::of(value), value) {
+        (Some(OrderKey::Moment(micros)), _) => json!(micros),
+        (_, Scalar::Int(value)) => json!(value),
+        (_, Scalar::Float(value)) => json!(value),
+        _ => Value::Null,
+    }
+}
+
+/// `POST /collections/{name}/facet`.
+#[derive(Deserialize, Debug)]
+pub(super) struct FacetBy {
+    key: String,
+    #[serde(default)]
+    limit: Option<usize>,
+    #[serde(default)]
+    filter: Option<QdrantFilter>,
+    // Counts are exact whatever is asked.
+    #[serde(default, rename = "exact")]
+    _exact: Option<bool>,
+    #[serde(default)]
+    shard_key: Option<Value>,
+}
+
+pub(super) async fn facet(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<FacetBy>,
+) -> Answer<Value> {
+    no_shard_key(&body.shard_key)?;
+    let limit = body.limit.unwrap_or(10);
+    if limit == 0 {
+        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
+    }
+    let filter = body.filter.map(QdrantFilter::read).transpose()?;
+    let path = super::filter::path(&body.key);
+    let answer = door.pipeline.facet(&collection, path, limit, filter, &asked.reads()?).await?;
+    let told = |(value, count): (FacetValue, u64)| {
+        let value = match value {
+            FacetValue::Bool(value) => json!(value),
+            FacetValue::Int(value) => json!(value),
+            FacetValue::Text(value) => json!(value),
+        };
+        json!({"value": value, "count": count})
+    };
+    Ok(asked.told(json!({"hits": answer.counts.into_iter().map(told).collect::<Vec<Value>>()})))
 }
 
 #[derive(Deserialize, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Searches: one vector, examples, several queries fused.
 //!
 //! A query with prefetches is evaluated from the inside out: each prefetch is a search of its own over the whole collection;
-//! fusion ranks what they found, a vector scores it anew, exactly. Every part is one read at its own positions.
+//! fusion ranks what they found, a vector scores it anew, exactly. A query's filter holds for its prefetches, too. Every part is one read at its own positions.
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
@@ -10,13 +10,17 @@ use nearring_proto::collection::CollectionSpec;
 use nearring_proto::filter::Filter;
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
+use nearring_proto::order::Order;
 use nearring_proto::query::SearchQuery;
+use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
-use super::values::{Id, Vector, WithPayload, WithVector, id_json};
+use super::points::OrderBy;
+use super::values::{Id, Vector, WithPayload, WithVector, id_json, recommended};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
@@ -30,7 +34,7 @@ const RRF_K: f32 = 2.0;
 const LIMIT: usize = 10;
 
 /// A query, or a prefetch of one.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, Debug, Default, Clone)]
 pub(super) struct Query {
     #[serde(default)]
     query: Option<Asks>,
@@ -53,12 +57,12 @@ pub(super) struct Query {
     #[serde(default, alias = "with_vectors")]
     with_vector: Option<WithVector>,
     #[serde(default)]
-    lookup_from: Option<Value>,
+    lookup_from: Option<LookupFrom>,
     #[serde(default)]
     shard_key: Option<Value>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Clone)]
 #[serde(untagged)]
 enum OneOrMany {
     Many(Vec<Query>),
@@ -74,13 +78,13 @@ struct Params {
 }
 
 /// What is asked: a vector or an id in itself, or an object that says.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Clone)]
 #[serde(untagged)]
 enum Asks {
     Nearest {
         nearest: Example,
         #[serde(default)]
-        mmr: Option<Value>,
+        mmr: Option<Mmr>,
     },
     Recommend {
         recommend: Recommend,
@@ -94,8 +98,27 @@ enum Asks {
     OrderBy {
         order_by: OrderBy,
     },
+    Sample {
+        sample: Sample,
+    },
+    Discover {
+        #[serde(rename = "discover")]
+        _discover: IgnoredAny,
+    },
+    Context {
+        #[serde(rename = "context")]
+        _context: IgnoredAny,
+    },
+    Formula {
+        #[serde(rename = "formula")]
+        _formula: IgnoredAny,
+    },
+    Feedback {
+        #[serde(rename = "relevance_feedback")]
+        _feedback: IgnoredAny,
+    },
+    // Behind the others: it takes whatever it is.
     Example(Example),
-    Other(Value),
 }
 
 #[derive(Deserialize, Debug, Clone)]
@@ -105,7 +128,7 @@ enum Example {
     Vector(Vector),
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Clone)]
 struct Recommend {
     #[serde(default)]
     positive: Vec<Example>,
@@ -122,21 +145,55 @@ enum Fusion {
     Dbsf,
 }
 
-#[derive(Deserialize, Debug, Clone, Copy)]
+#[derive(Deserialize, Debug, Clone)]
 struct Rrf {
     #[serde(default)]
     k: Option<u32>,
+    /// One for each prefetch.
+    #[serde(default)]
+    weights: Option<Vec<f32>>,
 }
 
+/// A sample of which all points are equally likely members.
+#[derive(Deserialize, Debug, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Sample {
+    Random,
+}
+
+/// Maximal marginal relevance: hits that are near, and unlike those before them.
+#[derive(Deserialize, Debug, Clone, Copy)]
+struct Mmr {
+    #[serde(default)]
+    diversity: Option<f32>,
+    #[serde(default)]
+    candidates_limit: Option<usize>,
+}
+
+/// Where ids of a query are looked up, in place of the collection that is searched.
 #[derive(Deserialize, Debug, Clone)]
-#[serde(untagged)]
-enum OrderBy {
-    Key(String),
-    Wanted {
-        key: String,
-        #[serde(default)]
-        direction: Option<String>,
-    },
+struct LookupFrom {
+    collection: String,
+    #[serde(default)]
+    vector: Option<String>,
+}
+
+impl Query {
+    /// The same query, for so many hits from the first on. Its prefetches bring as many.
+    pub(super) fn of(mut self, limit: usize) -> Self {
+        (self.limit, self.offset) = (Some(limit), None);
+        self.prefetch = self.prefetch.map(|prefetch| match prefetch {
+            OneOrMany::One(one) => OneOrMany::One(Box::new(one.of(limit))),
+            OneOrMany::Many(many) => OneOrMany::Many(many.into_iter().map(|one| one.of(limit)).collect()),
+        });
+        self
+    }
+
+    /// The same query over the points that have something at this path.
+    pub(super) fn among_those_with(mut self, path: &str) -> Self {
+        self.filter = Some(QdrantFilter::with(self.filter, path));
+        self
+    }
 }
 
 struct Search<'a> {
@@ -154,10 +211,11 @@ struct Carry {
 }
 
 impl Search<'_> {
-    /// The hits of a query, best first, without its offset.
+    /// The hits of a query, best first, without its offset; `above` are the filters of the queries that it is a prefetch of.
     fn run<'s>(
         &'s self,
         query: Query,
+        above: Option<Filter>,
         carry: Carry,
         depth: usize,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<Hit>, Error>> + Send + 's>> {
@@ -165,20 +223,29 @@ impl Search<'_> {
             if depth > DEPTH_MAX {
                 return Err(Error::invalid("prefetch", format!("nests deeper than {DEPTH_MAX}")));
             }
-            if query.lookup_from.as_ref().is_some_and(|lookup| !lookup.is_null()) {
-                return Err(not_supported("lookup_from").0);
-            }
             if query.shard_key.as_ref().is_some_and(|key| !key.is_null()) {
                 return Err(not_supported("shard_key").0);
             }
-            let offset = query.offset.unwrap_or(0);
+            // A sample has no pages: each is drawn anew.
+            let sampled = matches!(query.query, Some(Asks::Sample { .. }));
+            let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
             let limit = query.limit.unwrap_or(LIMIT);
             if limit == 0 {
                 return Err(Error::invalid("limit", "is 0, must be at least 1"));
             }
             let wanted = limit.saturating_add(offset);
-            let filter = query.filter.map(QdrantFilter::read).transpose()?;
+            let own = query.filter.map(QdrantFilter::read).transpose()?;
+            let filter = match (above, own) {
+                (Some(above), Some(own)) => Some(Filter::All(vec![above, own])),
+                (above, own) => above.or(own),
+            };
             let using = query.using.unwrap_or_default();
+            let source = match &query.lookup_from {
+                None => Source { collection: self.collection, vector: &using },
+                Some(LookupFrom { collection, vector }) => {
+                    Source { collection, vector: vector.as_deref().unwrap_or(&using) }
+                }
+            };
             let prefetches = match query.prefetch {
                 None => Vec::new(),
                 Some(OneOrMany::One(one)) => vec![*one],
@@ -189,7 +256,7 @@ impl Search<'_> {
             let carried = if fused { carry } else { Carry::default() };
             let mut lists = Vec::with_capacity(prefetches.len());
             for prefetch in prefetches {
-                lists.push(self.run(prefetch, carried, depth + 1).await?);
+                lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?);
             }
             let candidates = has_prefetch.then(|| {
                 let ids: std::collections::BTreeSet<PointId> =
@@ -197,7 +264,7 @@ impl Search<'_> {
                 Filter::Ids(ids.into_iter().collect())
             });
             let parameters = query.params.unwrap_or_default();
-            let nearest = |vector: Vec<f32>, mut all: Vec<Filter>| {
+            let nearest = |vector: Stored, mut all: Vec<Filter>| {
                 all.extend(filter.clone());
                 // Candidates are few: they are compared one by one.
                 let exact = parameters.exact.unwrap_or(false) || candidates.is_some();
@@ -216,21 +283,40 @@ impl Search<'_> {
             };
             let mut hits = match query.query {
                 Some(Asks::Example(example) | Asks::Nearest { nearest: example, mmr: None }) => {
-                    let (vector, seen) = self.example(example, &using).await?;
-                    let without = seen.map(|id| Filter::Not(Box::new(Filter::Ids(vec![id]))));
-                    self.search(nearest(vector, without.into_iter().collect())).await?
+                    let (vector, seen) = self.example(example, source).await?;
+                    self.search(nearest(vector, without(seen))).await?
                 }
-                Some(Asks::Nearest { mmr: Some(_), .. }) => return Err(not_supported("mmr").0),
+                Some(Asks::Nearest { nearest: example, mmr: Some(mmr) }) => {
+                    let (vector, seen) = self.example(example, source).await?;
+                    let mut candidates = nearest(vector, without(seen));
+                    candidates.limit = mmr.candidates_limit.unwrap_or(limit).clamp(1, SearchQuery::LIMIT_MAX);
+                    self.diverse(candidates, mmr.diversity.unwrap_or(0.5), wanted, carry).await?
+                }
                 Some(Asks::Recommend { recommend }) => {
-                    let (vector, seen) = self.recommend(recommend, &using).await?;
-                    self.search(nearest(vector, vec![Filter::Not(Box::new(Filter::Ids(seen)))])).await?
+                    let (vector, seen) = self.recommend(recommend, source).await?;
+                    self.search(nearest(vector, without(seen))).await?
                 }
-                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K),
-                Some(Asks::Rrf { rrf }) => reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32)),
+                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?,
+                Some(Asks::Rrf { rrf }) => {
+                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())?
+                }
                 Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists),
-                Some(Asks::OrderBy { order_by }) => self.ordered(order_by, filter, candidates, wanted, carry).await?,
-                Some(Asks::Other(other)) => return Err(unknown(&other)),
-                None if !has_prefetch => self.listed(filter, wanted, carry).await?,
+                Some(Asks::OrderBy { order_by }) => {
+                    let filter = filter.into_iter().chain(candidates).collect();
+                    self.listed(Some(order_by.order()), Filter::All(filter), wanted, carry).await?
+                }
+                Some(Asks::Sample { sample: Sample::Random }) => {
+                    let filter = filter.into_iter().chain(candidates).collect();
+                    let order = Order::Random(self.pipeline.view().draw());
+                    self.listed(Some(order), Filter::All(filter), wanted, carry).await?
+                }
+                Some(Asks::Discover { .. }) => return Err(not_supported("query discover").0),
+                Some(Asks::Context { .. }) => return Err(not_supported("query context").0),
+                Some(Asks::Formula { .. }) => return Err(not_supported("query formula").0),
+                Some(Asks::Feedback { .. }) => return Err(not_supported("query relevance_feedback").0),
+                None if !has_prefetch => {
+                    self.listed(None, Filter::All(filter.into_iter().collect()), wanted, carry).await?
+                }
                 None => return Err(Error::invalid("query", "is missing beside prefetch")),
             };
             if fused && let Some(least) = query.score_threshold {
@@ -245,24 +331,55 @@ impl Search<'_> {
         Ok(self.pipeline.search(self.collection, query, &self.reads).await?.hits)
     }
 
-    /// The vector that an example stands for, and its id where it is a point.
-    async fn example(&self, example: Example, using: &str) -> Result<(Vec<f32>, Option<PointId>), Error> {
+    /// Of the candidates, one after the other that is near and unlike those taken before.
+    async fn diverse(
+        &self,
+        candidates: SearchQuery,
+        diversity: f32,
+        wanted: usize,
+        carry: Carry,
+    ) -> Result<Vec<Hit>, Error> {
+        if !(0.0..=1.0).contains(&diversity) {
+            return Err(Error::invalid("query.mmr.diversity", format!("is {diversity}, must be 0.0 to 1.0")));
+        }
+        let name = candidates.vector_name.clone();
+        let of_rows = self.spec.multi_vectors.get(&name).map(|multi| multi.metric);
+        let metric = self.spec.vectors.get(&name).map(|vector| vector.metric).or(of_rows).unwrap_or(Metric::Dot);
+        let hits = self.search(SearchQuery { with_vectors: true, ..candidates }).await?;
+        let relevance: Vec<f32> = hits.iter().map(|hit| likeness(metric, hit.score)).collect();
+        let vectors: Vec<Option<&Stored>> = hits.iter().map(|hit| hit.vectors.get(&name)).collect();
+        let order = marginal(metric, &relevance, &vectors, 1.0 - diversity, wanted);
+        let mut hits: Vec<Option<Hit>> = hits.into_iter().map(Some).collect();
+        let mut taken: Vec<Hit> = order.into_iter().filter_map(|at| hits.get_mut(at)?.take()).collect();
+        if !carry.vectors {
+            taken.iter_mut().for_each(|hit| hit.vectors.clear());
+        }
+        Ok(taken)
+    }
+
+    /// The vector that an example stands for, and its id where it is a point of this collection.
+    async fn example(&self, example: Example, source: Source<'_>) -> Result<(Stored, Option<PointId>), Error> {
         match example {
             Example::Vector(vector) => Ok((vector.read("query")?, None)),
             Example::Id(id) => {
                 let id = PointId::from(id);
+                let spec = super::collections::find(self.pipeline, source.collection).await?.spec;
+                if spec.vector(source.vector).is_none() {
+                    let name = source.vector;
+                    return Err(Error::invalid("using", format!("Not existing vector name error: {name}")));
+                }
                 let wants = Wants { payload: false, vectors: true };
-                let read = self.pipeline.get(self.collection, vec![id.clone()], wants, &self.reads).await?;
+                let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
                 let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
                 let record: &PointRecord = read.points.first().ok_or_else(missing)?;
-                let vector = record.vectors.get(using).cloned().ok_or_else(missing)?;
-                Ok((vector, Some(id)))
+                let vector = record.vectors.get(source.vector).cloned().ok_or_else(missing)?;
+                Ok((vector, (source.collection == self.collection).then_some(id)))
             }
         }
     }
 
     /// The average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, using: &str) -> Result<(Vec<f32>, Vec<PointId>), Error> {
+    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Stored, Vec<PointId>), Error> {
         if wanted.strategy.as_deref().is_some_and(|strategy| strategy != "average_vector") {
             return Err(not_supported("recommend by best or summed scores").0);
         }
@@ -270,91 +387,94 @@ impl Search<'_> {
             return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
         }
         let mut seen = Vec::new();
-        let mut average = Vec::new();
-        for side in [wanted.positive, wanted.negative] {
-            let mut sum: Option<Vec<f32>> = None;
-            let count = side.len();
-            for example in side {
-                let (vector, id) = self.example(example, using).await?;
+        let mut sides = [Vec::new(), Vec::new()];
+        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
+            for example in examples {
+                let (vector, id) = self.example(example, source).await?;
                 seen.extend(id);
-                sum = Some(match sum {
-                    None => vector,
-                    Some(sum) if sum.len() == vector.len() => sum.iter().zip(&vector).map(|(a, b)| a + b).collect(),
-                    Some(sum) => {
-                        let reason = format!("have {} and {} components", sum.len(), vector.len());
-                        return Err(Error::invalid("recommend", reason));
-                    }
-                });
+                vectors.push(vector);
             }
-            average.push(sum.map(|sum| sum.into_iter().map(|value| value / count as f32).collect::<Vec<f32>>()));
         }
-        let mut sides = average.into_iter();
-        let positive = sides.next().flatten().unwrap_or_default();
-        let vector = match sides.next().flatten() {
-            None => positive,
-            Some(negative) => positive.iter().zip(&negative).map(|(liked, not)| liked + liked - not).collect(),
-        };
-        Ok((vector, seen))
+        let [liked, not] = sides;
+        Ok((recommended(liked, not)?, seen))
     }
 
-    /// Points as a scroll lists them.
-    async fn listed(&self, filter: Option<Filter>, wanted: usize, carry: Carry) -> Result<Vec<Hit>, Error> {
-        let wants = Wants { payload: carry.payload, vectors: carry.vectors };
-        let limit = wanted.min(ScrollWanted::LIMIT_MAX);
-        let page = ScrollWanted { after: None, limit, filter, wants };
-        let page = self.pipeline.scroll(self.collection, page, &self.reads).await?;
-        Ok(page.points.into_iter().map(|record| hit(record, 0.0)).collect())
-    }
-
-    /// Points by a number of their payload. Reads everything that matches.
-    async fn ordered(
+    /// Points as a scroll lists them. Their score says nothing.
+    async fn listed(
         &self,
-        order_by: OrderBy,
-        filter: Option<Filter>,
-        candidates: Option<Filter>,
+        order: Option<Order>,
+        filter: Filter,
         wanted: usize,
         carry: Carry,
     ) -> Result<Vec<Hit>, Error> {
-        let (key, descending) = match order_by {
-            OrderBy::Key(key) => (key, false),
-            OrderBy::Wanted { key, direction } => (key, direction.as_deref() == Some("desc")),
-        };
-        let path = super::filter::path(&key);
-        let filter =
-            Filter::All([filter, candidates].into_iter().flatten().chain([Filter::Exists(path.clone())]).collect());
-        let wants = Wants { payload: true, vectors: carry.vectors };
-        let mut by_value: Vec<(f64, Hit)> = Vec::new();
-        let mut after = None;
-        loop {
-            let page = ScrollWanted { after, limit: 1_000, filter: Some(filter.clone()), wants };
-            let page = self.pipeline.scroll(self.collection, page, &self.reads).await?;
-            for record in page.points {
-                let value = nearring_proto::payload::parse(&record.payload_json).ok().and_then(|payload| {
-                    let mut first = None;
-                    nearring_proto::payload::visit(&payload, &path, &mut |found| first = first.or(order_of(found)));
-                    first
-                });
-                by_value.extend(value.map(|value| (value, hit(record, 0.0))));
-            }
-            by_value.sort_by(|(a, x), (b, y)| {
-                let order = a.total_cmp(b);
-                (if descending { order.reverse() } else { order }).then_with(|| x.id.cmp(&y.id))
-            });
-            by_value.truncate(wanted);
-            after = page.next;
-            if after.is_none() {
-                return Ok(by_value.into_iter().map(|(_, hit)| hit).collect());
-            }
-        }
+        let wants = Wants { payload: carry.payload, vectors: carry.vectors };
+        let limit = wanted.min(ScrollWanted::LIMIT_MAX);
+        let page = ScrollWanted { after: None, limit, filter: Some(filter), wants, order };
+        let page = self.pipeline.scroll(self.collection, page, &self.reads).await?;
+        Ok(page.points.into_iter().map(|record| hit(record, 1.0)).collect())
     }
 }
 
-fn order_of(value: &Value) -> Option<f64> {
-    match value {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => nearring_proto::filter::datetime_micros(text).map(|micros| micros as f64),
-        _ => None,
+/// Where the ids of a query are looked up.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    collection: &'a str,
+    vector: &'a str,
+}
+
+/// Leaves points out.
+fn without(ids: impl IntoIterator<Item = PointId>) -> Vec<Filter> {
+    let ids: Vec<PointId> = ids.into_iter().collect();
+    if ids.is_empty() { Vec::new() } else { vec![Filter::Not(Box::new(Filter::Ids(ids)))] }
+}
+
+/// A score as a likeness, of which more is nearer: of a distance its square, negative.
+fn likeness(metric: Metric, score: f32) -> f32 {
+    if metric.higher_is_nearer() { score } else { -score * score }
+}
+
+/// How alike two rows are, on the scale of [`likeness`].
+fn alike(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
+    let pairs = a.iter().zip(b);
+    match metric {
+        Metric::Cosine | Metric::Dot => pairs.map(|(a, b)| a * b).sum(),
+        Metric::L2 => -pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f32>(),
     }
+}
+
+/// The same of any two vectors; of several rows each one's likest is added up. 0 where they cannot be compared.
+fn likeness_of(metric: Metric, a: Option<&Stored>, b: Option<&Stored>) -> f32 {
+    match (a, b) {
+        (Some(Stored::Dense(a)), Some(Stored::Dense(b))) => alike(metric, a, b),
+        (Some(Stored::Sparse(a)), Some(Stored::Sparse(b))) => a.dot(b).unwrap_or(0.0),
+        (Some(Stored::Multi(a)), Some(Stored::Multi(b))) => {
+            let likest = |row| b.rows().map(|other| alike(metric, row, other)).fold(f32::NEG_INFINITY, f32::max);
+            a.rows().map(likest).sum()
+        }
+        _ => 0.0,
+    }
+}
+
+/// Maximal marginal relevance (Carbonell and Goldstein, 1998): the places of up to `wanted` candidates, each the one of the
+/// greatest `lambda` · relevance − (1 − `lambda`) · likeness to the likest of those before it.
+fn marginal(metric: Metric, relevance: &[f32], vectors: &[Option<&Stored>], lambda: f32, wanted: usize) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..relevance.len()).collect();
+    let mut likest = vec![f32::NEG_INFINITY; relevance.len()];
+    let mut taken: Vec<usize> = Vec::new();
+    while taken.len() < wanted && !left.is_empty() {
+        let worth = |at: usize| match taken.is_empty() {
+            true => relevance[at],
+            false => lambda * relevance[at] - (1.0 - lambda) * likest[at],
+        };
+        let best = (0..left.len()).reduce(|best, at| if worth(left[at]) > worth(left[best]) { at } else { best });
+        let Some(best) = best else { break };
+        let next = left.remove(best);
+        for at in &left {
+            likest[*at] = likest[*at].max(likeness_of(metric, vectors[*at], vectors[next]));
+        }
+        taken.push(next);
+    }
+    taken
 }
 
 fn hit(record: PointRecord, score: f32) -> Hit {
@@ -362,23 +482,30 @@ fn hit(record: PointRecord, score: f32) -> Hit {
     Hit { id, score, version, payload_json, vectors }
 }
 
-fn unknown(query: &Value) -> Error {
-    let kind = query.as_object().and_then(|object| object.keys().next());
-    match kind.map(String::as_str) {
-        Some(name @ ("discover" | "context" | "sample" | "formula" | "relevance_feedback")) => {
-            not_supported(&format!("query {name}")).0
-        }
-        _ => Error::invalid("query", "is no vector, no id, and no kind of query"),
+/// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.
+fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Result<Vec<Hit>, Error> {
+    if k < 1.0 {
+        return Err(Error::invalid("query.rrf.k", "is 0, must be at least 1"));
     }
-}
-
-/// Reciprocal rank fusion: Σ 1 / (k + rank), ranks from 0.
-fn reciprocal(lists: Vec<Vec<Hit>>, k: f32) -> Vec<Hit> {
-    fused(
+    if let Some(weights) = weights {
+        if weights.len() != lists.len() {
+            let reason = format!("has {} numbers for {} prefetches", weights.len(), lists.len());
+            return Err(Error::invalid("query.rrf.weights", reason));
+        }
+        if let Some(weight) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
+            return Err(Error::invalid("query.rrf.weights", format!("has {weight}, must be 0 or more")));
+        }
+    }
+    let share = |list: usize, rank: usize| match weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0) {
+        weight if weight > 0.0 => 1.0 / (k - 1.0 + (rank + 1) as f32 / weight),
+        _ => 0.0,
+    };
+    Ok(fused(
         lists
             .into_iter()
-            .map(|list| list.into_iter().enumerate().map(|(rank, hit)| (1.0 / (k + rank as f32), hit)).collect()),
-    )
+            .enumerate()
+            .map(|(at, list)| list.into_iter().enumerate().map(|(rank, hit)| (share(at, rank), hit)).collect()),
+    ))
 }
 
 /// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.
@@ -403,15 +530,42 @@ fn fused(lists: impl Iterator<Item = Vec<(f32, Hit)>>) -> Vec<Hit> {
     hits
 }
 
-/// The hits as they are answered.
-async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) -> Result<Vec<Value>, Error> {
+/// The hits of a query, and how they are to be told.
+pub(super) struct Found {
+    pub(super) hits: Vec<Hit>,
+    spec: CollectionSpec,
+    payload: WithPayload,
+    vector: WithVector,
+}
+
+impl Found {
+    /// One of the hits as it is answered.
+    pub(super) fn told(&self, hit: &Hit) -> Result<Value, Error> {
+        hit_json(hit, &self.spec, &self.payload, &self.vector)
+    }
+}
+
+/// Runs a query; `with_payload`: the hits carry payloads whatever is told of them.
+pub(super) async fn found(
+    door: &Door,
+    collection: &str,
+    query: Query,
+    asked: &Asked,
+    with_payload: bool,
+) -> Result<Found, Error> {
     let spec = super::collections::find(&door.pipeline, collection).await?.spec;
     let payload = query.with_payload.clone().unwrap_or(WithPayload::All(false));
     let vector = query.with_vector.clone().unwrap_or(WithVector::All(false));
     let search = Search { pipeline: &door.pipeline, collection, spec: &spec, reads: asked.reads()? };
-    let carry = Carry { payload: payload.any(), vectors: vector.any() };
-    let hits = search.run(query, carry, 0).await?;
-    hits.iter().map(|hit| hit_json(hit, search.spec, &payload, &vector)).collect()
+    let carry = Carry { payload: with_payload || payload.any(), vectors: vector.any() };
+    let hits = search.run(query, None, carry, 0).await?;
+    Ok(Found { hits, spec, payload, vector })
+}
+
+/// The hits as they are answered.
+async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) -> Result<Vec<Value>, Error> {
+    let found = found(door, collection, query, asked, false).await?;
+    found.hits.iter().map(|hit| found.told(hit)).collect()
 }
 
 fn hit_json(hit: &Hit, spec: &CollectionSpec, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
@@ -453,15 +607,50 @@ pub(super) async fn query_batch(
     Ok(asked.told(lists.into_iter().map(|points| json!({"points": points})).collect()))
 }
 
+/// The older recommendation: examples beside each other.
+#[derive(Deserialize, Debug, Clone)]
+pub(super) struct OldRecommend {
+    #[serde(flatten)]
+    recommend: Recommend,
+    #[serde(flatten)]
+    rest: Query,
+}
+
+impl OldRecommend {
+    pub(super) fn query(self) -> Query {
+        Query { query: Some(Asks::Recommend { recommend: self.recommend }), ..self.rest }
+    }
+}
+
+pub(super) async fn recommend(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<OldRecommend>,
+) -> Answer<Value> {
+    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+}
+
+pub(super) async fn recommend_batch(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<Batch<OldRecommend>>,
+) -> Answer<Value> {
+    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
+    let lists = futures::future::try_join_all(searches).await?;
+    Ok(asked.told(lists.into_iter().map(Value::from).collect()))
+}
+
 /// The older search: one vector, perhaps named.
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Clone)]
 pub(super) struct OldSearch {
     vector: OldVector,
     #[serde(flatten)]
     rest: Query,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Clone)]
 #[serde(untagged)]
 enum OldVector {
     Plain(Vec<f32>),
@@ -469,7 +658,7 @@ enum OldVector {
 }
 
 impl OldSearch {
-    fn query(self) -> Query {
+    pub(super) fn query(self) -> Query {
         let (using, vector) = match self.vector {
             OldVector::Plain(values) => (None, Vector::Dense(values)),
             OldVector::Named { name, vector } => (Some(name), vector),

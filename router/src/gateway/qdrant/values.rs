@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use nearring_proto::collection::CollectionSpec;
 use nearring_proto::ids::PointId;
 use nearring_proto::payload::Payload;
+use nearring_proto::vector::{MultiVector, SparseVector, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -46,7 +47,7 @@ pub(super) fn id_json(id: &PointId) -> Value {
 pub(super) enum Vectors {
     Dense(Vec<f32>),
     Named(BTreeMap<String, Vector>),
-    Multi(Vec<Vec<serde::de::IgnoredAny>>),
+    Multi(Vec<Vec<f32>>),
     Other(serde::de::IgnoredAny),
 }
 
@@ -55,8 +56,9 @@ pub(super) enum Vectors {
 #[serde(untagged)]
 pub(super) enum Vector {
     Dense(Vec<f32>),
+    // Before the sparse one, which two rows of whole numbers would be as well: serde reads a struct from a list, too.
+    Multi(Vec<Vec<f32>>),
     Sparse(Sparse),
-    Multi(Vec<Vec<serde::de::IgnoredAny>>),
     Other(serde::de::IgnoredAny),
 }
 
@@ -64,40 +66,102 @@ pub(super) enum Vector {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sparse {
-    #[serde(rename = "indices")]
-    _indices: Vec<u32>,
-    #[serde(rename = "values")]
-    _values: Vec<f32>,
+    pub(super) indices: Vec<u32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Vectors {
-    /// By name, dense.
+    /// By name.
     ///
     /// # Errors
-    /// Where it is something else.
-    pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Vec<f32>>, Error> {
+    /// Where it is no vector.
+    pub(super) fn read(self, field: &str) -> Result<BTreeMap<String, Stored>, Error> {
         match self {
-            Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values)])),
+            Self::Dense(values) => Ok(BTreeMap::from([(String::new(), values.into())])),
             Self::Named(named) => named.into_iter().map(|(name, vector)| Ok((name, vector.read(field)?))).collect(),
-            Self::Multi(_) => Err(super::not_supported("multivectors").0),
+            Self::Multi(rows) => Ok(BTreeMap::from([(String::new(), Vector::Multi(rows).read(field)?)])),
             Self::Other(_) => Err(other(field)),
         }
     }
 }
 
 impl Vector {
-    /// The components.
+    /// The vector.
     ///
     /// # Errors
-    /// Where it is no dense vector.
-    pub(super) fn read(self, field: &str) -> Result<Vec<f32>, Error> {
-        match self {
-            Self::Dense(values) => Ok(values),
-            Self::Sparse(_) => Err(super::not_supported("sparse vectors").0),
-            Self::Multi(_) => Err(super::not_supported("multivectors").0),
-            Self::Other(_) => Err(other(field)),
-        }
+    /// Where it is none, or not a whole one.
+    pub(super) fn read(self, field: &str) -> Result<Stored, Error> {
+        let read = match self {
+            Self::Dense(values) => Ok(values.into()),
+            Self::Sparse(Sparse { indices, values }) => SparseVector::new(indices, values).map(Stored::from),
+            Self::Multi(rows) => MultiVector::from_rows(&rows).map(Stored::from),
+            Self::Other(_) => return Err(other(field)),
+        };
+        read.map_err(|error| Error::invalid(field, error.to_string()))
     }
+}
+
+/// The vector of a recommendation: the average of what is liked, moved away from the average of what is not. Sparse vectors
+/// count over all indices that any has. Of multi-vectors all rows stand side by side, turned round where they are not liked.
+///
+/// # Errors
+/// Where nothing is liked, or the vectors are of several kinds or lengths.
+pub(super) fn recommended(liked: Vec<Stored>, not: Vec<Stored>) -> Result<Stored, Error> {
+    if let Some(Stored::Multi(first)) = liked.first() {
+        let (dimension, mut components) = (first.dimension(), Vec::new());
+        for (vectors, sign) in [(&liked, 1.0), (&not, -1.0)] {
+            for vector in vectors {
+                match vector {
+                    Stored::Multi(rows) if rows.dimension() == dimension => {
+                        components.extend(rows.components().iter().map(|value| value * sign));
+                    }
+                    other => return Err(unlike(&liked, other)),
+                }
+            }
+        }
+        let rows = MultiVector::new(dimension, components);
+        return rows.map(Stored::from).map_err(|error| Error::invalid("recommend", error.to_string()));
+    }
+    let liked = average(liked)?.ok_or_else(|| Error::invalid("recommend.positive", "is empty; give an example"))?;
+    match average(not)? {
+        None => Ok(liked),
+        Some(not) => combined(&liked, &not, |liked, not| liked + liked - not),
+    }
+}
+
+fn average(vectors: Vec<Stored>) -> Result<Option<Stored>, Error> {
+    let share = 1.0 / vectors.len() as f32;
+    let mut vectors = vectors.into_iter();
+    let Some(first) = vectors.next() else { return Ok(None) };
+    let sum = vectors.try_fold(first, |sum, vector| combined(&sum, &vector, |sum, value| sum + value))?;
+    combined(&sum, &sum, |sum, _| sum * share).map(Some)
+}
+
+/// Two vectors of one kind, value by value; what a sparse one lacks is 0.
+fn combined(a: &Stored, b: &Stored, value: impl Fn(f32, f32) -> f32) -> Result<Stored, Error> {
+    match (a, b) {
+        (Stored::Dense(a), Stored::Dense(b)) if a.len() == b.len() => {
+            Ok(a.iter().zip(b).map(|(a, b)| value(*a, *b)).collect::<Vec<f32>>().into())
+        }
+        (Stored::Sparse(a), Stored::Sparse(b)) => {
+            let mut both: BTreeMap<u32, (f32, f32)> = a.entries().map(|(index, a)| (index, (a, 0.0))).collect();
+            b.entries().for_each(|(index, b)| both.entry(index).or_default().1 = b);
+            let (indices, values) = both.into_iter().map(|(index, (a, b))| (index, value(a, b))).unzip();
+            let vector = SparseVector::new(indices, values);
+            vector.map(Stored::from).map_err(|error| Error::invalid("recommend", error.to_string()))
+        }
+        (a, b) => Err(unlike(std::slice::from_ref(a), b)),
+    }
+}
+
+fn unlike(vectors: &[Stored], other: &Stored) -> Error {
+    let shape = |vector: &Stored| match vector {
+        Stored::Dense(values) => format!("a dense vector of {} components", values.len()),
+        Stored::Sparse(_) => "a sparse vector".to_owned(),
+        Stored::Multi(rows) => format!("a multi-vector of rows of {}", rows.dimension()),
+    };
+    let first = vectors.first().map(shape).unwrap_or_default();
+    Error::invalid("recommend", format!("has {first} and {} among its examples; give them alike", shape(other)))
 }
 
 fn other(field: &str) -> Error {
@@ -168,12 +232,38 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
     }
 }
 
-/// Takes what stands at the path away.
+/// The value that brackets behind a key choose from, and the brackets; `None` where the key has none, or has them for its name.
+fn with_brackets<'p>(object: &'p mut Payload, key: &'p str) -> Option<(&'p mut Value, &'p str)> {
+    let at = key.find('[').filter(|_| !object.contains_key(key))?;
+    let (key, places) = key.split_at(at);
+    object.get_mut(key).map(|value| (value, places))
+}
+
+/// Changes the items that brackets name: `[0]` the first, `[]` each.
+pub(super) fn at_places(value: &mut Value, places: &str, change: &mut dyn FnMut(&mut Value)) {
+    if places.is_empty() {
+        return change(value);
+    }
+    let place = places.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (Some((place, rest)), Value::Array(items)) = (place, value) else { return };
+    match (place, place.parse::<usize>()) {
+        ("", _) => items.iter_mut().for_each(|item| at_places(item, rest, change)),
+        (_, Ok(at)) => items.get_mut(at).into_iter().for_each(|item| at_places(item, rest, change)),
+        (_, Err(_)) => {}
+    }
+}
+
+/// Takes what stands at the path away; an item of an array is not taken away.
 pub(super) fn remove(from: &mut Payload, path: &str) {
     if from.remove(path).is_some() {
         return;
     }
     let Some((key, rest)) = path.split_once('.') else { return };
+    if let Some((array, places)) = with_brackets(from, key) {
+        return at_places(array, places, &mut |item| {
+            item.as_object_mut().into_iter().for_each(|item| remove(item, rest))
+        });
+    }
     match from.get_mut(key) {
         Some(Value::Object(inner)) => remove(inner, rest),
         Some(Value::Array(items)) => {
@@ -198,16 +288,25 @@ impl WithVector {
     }
 
     /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
-    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Vec<f32>>) -> Option<Value> {
+    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
         let wanted = |name: &str| match self {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
         };
-        if spec.vectors.len() == 1 && spec.vectors.contains_key("") {
-            return vectors.get("").filter(|_| self.any()).map(|values| json!(values));
+        if spec.vector_names().eq([""]) {
+            return vectors.get("").filter(|_| self.any()).map(vector_json);
         }
         let named = vectors.iter().filter(|(name, _)| wanted(name));
-        self.any().then(|| Value::Object(named.map(|(name, values)| (name.clone(), json!(values))).collect()))
+        self.any().then(|| Value::Object(named.map(|(name, vector)| (name.clone(), vector_json(vector))).collect()))
+    }
+}
+
+/// A vector as it is answered.
+fn vector_json(vector: &Stored) -> Value {
+    match vector {
+        Stored::Dense(values) => json!(values),
+        Stored::Sparse(vector) => json!({"indices": vector.indices(), "values": vector.values()}),
+        Stored::Multi(vector) => json!(vector.rows().collect::<Vec<_>>()),
     }
 }
 
@@ -228,4 +327,33 @@ pub(super) fn record_json(
         }
     }
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn recommendations_lie_beyond_what_is_liked() {
+        let sparse = |indices: &[u32], values: &[f32]| -> Stored {
+            SparseVector::new(indices.to_vec(), values.to_vec()).unwrap().into()
+        };
+        let multi = |components: &[f32]| -> Stored { MultiVector::new(2, components.to_vec()).unwrap().into() };
+        let dense = recommended(vec![vec![1.0, 0.0].into(), vec![3.0, 2.0].into()], vec![vec![1.0, 4.0].into()]);
+        assert_eq!(dense.unwrap(), vec![3.0, -2.0].into());
+        let words = recommended(vec![sparse(&[1, 5], &[2.0, 4.0]), sparse(&[5], &[2.0])], vec![sparse(&[9], &[1.0])]);
+        assert_eq!(words.unwrap(), sparse(&[1, 5, 9], &[2.0, 6.0, -1.0]));
+        let rows = recommended(vec![multi(&[1.0, 2.0]), multi(&[3.0, 4.0])], vec![multi(&[5.0, 6.0])]);
+        assert_eq!(rows.unwrap(), multi(&[1.0, 2.0, 3.0, 4.0, -5.0, -6.0]));
+        assert!(recommended(vec![], vec![vec![1.0].into()]).unwrap_err().message.contains("recommend.positive"));
+        for (liked, not) in [
+            (vec![vec![1.0].into(), vec![1.0, 2.0].into()], vec![]),
+            (vec![vec![1.0].into()], vec![sparse(&[1], &[1.0])]),
+            (vec![multi(&[1.0, 2.0])], vec![vec![1.0, 2.0].into()]),
+            (vec![sparse(&[1], &[1.0]), multi(&[1.0, 2.0])], vec![]),
+        ] {
+            assert!(recommended(liked, not).unwrap_err().message.contains("alike"));
+        }
+    }
 }
