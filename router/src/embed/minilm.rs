@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::{EmbedError, Embedder};
+use crate::compute::Compute;
 use crate::failure::ModelFailure;
 
 /// The embedder; cheap to clone.
@@ -24,6 +25,13 @@ struct Parts {
     dimension: usize,
     tokenizer: Tokenizer,
     model: BertModel,
+}
+
+impl Parts {
+    fn failed(&self, error: &dyn std::fmt::Display) -> EmbedError {
+        let (embedder, reason) = (self.name.clone(), error.to_string());
+        EmbedError::Failed { embedder, failure: ModelFailure::Broken, reason }
+    }
 }
 
 impl MiniLm {
@@ -58,14 +66,18 @@ impl MiniLm {
         Ok(Self(Arc::new(Parts { name, dimension: config.hidden_size, tokenizer, model })))
     }
 
+    fn embed_all(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let embed = |(text, words): (usize, &String)| {
+            let unknown = || EmbedError::NothingKnown { text, embedder: self.0.name.clone() };
+            self.embed_one(words)?.ok_or_else(unknown)
+        };
+        texts.iter().enumerate().map(embed).collect()
+    }
+
     /// The vector of one text; `None` where it holds no token.
     fn embed_one(&self, text: &str) -> Result<Option<Vec<f32>>, EmbedError> {
-        let Parts { name, tokenizer, model, .. } = self.0.as_ref();
-        let failed = |error: &dyn std::fmt::Display| EmbedError::Failed {
-            embedder: name.clone(),
-            failure: ModelFailure::Broken,
-            reason: error.to_string(),
-        };
+        let Parts { tokenizer, model, .. } = self.0.as_ref();
+        let failed = |error: &dyn std::fmt::Display| self.0.failed(error);
         let encoding = tokenizer.encode(text, true).map_err(|error| failed(&error))?;
         // `[CLS]` and `[SEP]` stand at the ends of any text.
         if encoding.get_special_tokens_mask().iter().all(|special| *special == 1) {
@@ -96,11 +108,12 @@ impl Embedder for MiniLm {
     }
 
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        let embed = |(text, words): (usize, &&str)| {
-            let unknown = || EmbedError::NothingKnown { text, embedder: self.0.name.clone() };
-            self.embed_one(words)?.ok_or_else(unknown)
-        };
-        Box::pin(async move { texts.iter().enumerate().map(embed).collect() })
+        Box::pin(async move {
+            let (this, texts) = (self.clone(), texts.iter().map(|text| (*text).to_owned()).collect());
+            // A text takes tens of milliseconds: answers ask from tasks that others wait behind.
+            let done = Compute::Pool.run(move || async move { this.embed_all(texts) }).await;
+            done.map_err(|error| self.0.failed(&error))?
+        })
     }
 }
 
