@@ -32,6 +32,7 @@ pub struct RouterBuilder {
     dial: Option<Dial>,
     seed: Option<u64>,
     embedder: Option<Arc<dyn Embedder>>,
+    more_embedders: Vec<Arc<dyn Embedder>>,
     generator: Option<Arc<dyn Generator>>,
     compute: Compute,
     clock: Clock,
@@ -65,6 +66,7 @@ impl RouterBuilder {
             dial: None,
             seed: None,
             embedder: None,
+            more_embedders: Vec::new(),
             generator: None,
             compute: Compute::Pool,
             clock: Clock::system(),
@@ -92,6 +94,12 @@ impl RouterBuilder {
     /// Embeds with this first, rather than with what the settings say.
     pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
         self.embedder = Some(embedder);
+        self
+    }
+
+    /// Embeds with these too, where they are named.
+    pub fn more_embedders(mut self, embedders: Vec<Arc<dyn Embedder>>) -> Self {
+        self.more_embedders = embedders;
         self
     }
 
@@ -134,7 +142,7 @@ impl RouterBuilder {
                 Arc::new(server.map_err(|error| within("generator", error))?)
             }
         };
-        let embedders = Embedders::new(first, [built_in]);
+        let embedders = Embedders::new(first, self.more_embedders.into_iter().chain([built_in]));
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));

@@ -23,7 +23,7 @@ use nearring_proto::filter::Filter;
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::placement::table::ShardState;
-use nearring_proto::query::SearchQuery;
+use nearring_proto::query::{SearchQuery, Target};
 use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::wire;
 use serde::Deserialize;
@@ -320,7 +320,7 @@ async fn search(State(door): State<Door>, Path(name): Path<String>, body: Bytes)
     let filters: Vec<Filter> = given_filter.into_iter().chain(left_out).collect();
     let query = SearchQuery {
         vector_name: using.clone(),
-        vector,
+        target: Target::Near(vector),
         limit: wanted.limit.unwrap_or(LIMIT),
         filter: (!filters.is_empty()).then_some(Filter::All(filters)),
         exact: false,
