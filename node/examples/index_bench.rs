@@ -42,7 +42,7 @@ fn vectors(path: &Path) -> Vec<Vec<f32>> {
 fn query(vector: &[f32], ef: usize) -> SearchQuery {
     SearchQuery {
         vector_name: String::new(),
-        vector: vector.to_vec().into(),
+        target: vector.to_vec().into(),
         limit: 10,
         filter: None,
         exact: false,

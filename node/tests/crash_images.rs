@@ -39,7 +39,7 @@ use nearring_node::shard::state::{Opened, ShardState};
 use nearring_node::store::EngineKind;
 use nearring_proto::collection::{CollectionSpec, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::ids::{Incarnation, NodeId, PointId, ReplicaId, RequestId, SessionId, ShardId};
-use nearring_proto::query::SearchQuery;
+use nearring_proto::query::{SearchQuery, Target};
 use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector, normalize};
 use nearring_proto::write::PayloadMode;
 use openraft::EntryPayload;
@@ -104,7 +104,7 @@ fn other_queries(query: &SearchQuery) -> [SearchQuery; 2] {
     let tokens = MultiVector::new(2, vec![0.5, -0.5, 0.25, 1.0]).unwrap();
     [("words", Vector::from(words)), ("tokens", tokens.into())].map(|(name, vector)| SearchQuery {
         vector_name: name.to_owned(),
-        vector,
+        target: Target::Near(vector),
         ..query.clone()
     })
 }
@@ -174,7 +174,7 @@ impl Replica {
         normalize(&mut vector);
         let query = SearchQuery {
             vector_name: String::new(),
-            vector: vector.into(),
+            target: vector.into(),
             limit: 20,
             filter: None,
             exact: true,

@@ -3,10 +3,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::examples::Examples;
 use crate::filter::check_path;
 use crate::ids::{CollectionId, PointId, ShardId};
 use crate::payload;
-use crate::query::SearchQuery;
+use crate::query::{SearchQuery, Target};
 use crate::vector::{self, Metric, MultiVector, ScalarKind, Vector, VectorError};
 use crate::write::Point;
 
@@ -327,7 +328,8 @@ impl CollectionSpec {
 
     /// As [`CollectionSpec::adopt_point`], of a query.
     pub fn adopt_query(&self, query: &mut SearchQuery) {
-        self.adopt(&query.vector_name, &mut query.vector);
+        let name = query.vector_name.clone();
+        query.vectors_mut().into_iter().for_each(|vector| self.adopt(&name, vector));
     }
 
     fn adopt(&self, name: &str, vector: &mut Vector) {
@@ -367,12 +369,26 @@ impl CollectionSpec {
         if self.vector(&query.vector_name).is_none() {
             return Err(InvalidInput::new("vector_name", self.unknown_vector(&query.vector_name)));
         }
-        let field = match query.vector {
-            Vector::Dense(_) => "vector",
-            Vector::Sparse(_) => "sparse",
-            Vector::Multi(_) => "multi",
-        };
-        self.check_vector(&query.vector_name, &query.vector, || field.to_owned())?;
+        match &query.target {
+            Target::Near(vector) => {
+                let field = match vector {
+                    Vector::Dense(_) => "vector",
+                    Vector::Sparse(_) => "sparse",
+                    Vector::Multi(_) => "multi",
+                };
+                self.check_vector(&query.vector_name, vector, || field.to_owned())?;
+            }
+            Target::Examples(examples) => {
+                let vectors = examples.vectors();
+                if !(1..=Examples::VECTORS_MAX).contains(&vectors.len()) {
+                    let reason = format!("has {} vectors, give 1 to {}", vectors.len(), Examples::VECTORS_MAX);
+                    return Err(InvalidInput::new("examples", reason));
+                }
+                for (at, vector) in vectors.into_iter().enumerate() {
+                    self.check_vector(&query.vector_name, vector, || format!("examples[{at}]"))?;
+                }
+            }
+        }
         if !(1..=SearchQuery::LIMIT_MAX).contains(&query.limit) {
             let reason = format!("is {}, must be 1 to {}", query.limit, SearchQuery::LIMIT_MAX);
             return Err(InvalidInput::new("limit", reason));
@@ -390,7 +406,8 @@ impl CollectionSpec {
 
     /// Brings a checked query's vector into the form that vectors are stored in, so that scores are the metric's.
     pub fn prepare_query(&self, query: &mut SearchQuery) {
-        self.prepare_vector(&query.vector_name, &mut query.vector);
+        let name = query.vector_name.clone();
+        query.vectors_mut().into_iter().for_each(|vector| self.prepare_vector(&name, vector));
     }
 
     fn prepare_vector(&self, name: &str, vector: &mut Vector) {
@@ -589,7 +606,7 @@ pub(crate) mod tests {
     fn query() -> SearchQuery {
         SearchQuery {
             vector_name: String::new(),
-            vector: vec![3.0, 4.0].into(),
+            target: vec![3.0, 4.0].into(),
             limit: 10,
             filter: None,
             exact: false,
@@ -667,10 +684,11 @@ pub(crate) mod tests {
         assert_eq!(point.vectors["l2"], vec![3.0, 4.0].into());
         let mut query = query();
         spec.prepare_query(&mut query);
-        assert_eq!(query.vector, vec![0.6, 0.8].into());
-        let mut query = SearchQuery { vector_name: "tokens".into(), vector: multi(2, &[3.0, 4.0, 0.0, 2.0]), ..query };
+        assert_eq!(query.target, vec![0.6, 0.8].into());
+        let mut query =
+            SearchQuery { vector_name: "tokens".into(), target: multi(2, &[3.0, 4.0, 0.0, 2.0]).into(), ..query };
         spec.prepare_query(&mut query);
-        assert_eq!(query.vector, multi(2, &[0.6, 0.8, 0.0, 1.0]));
+        assert_eq!(query.target, multi(2, &[0.6, 0.8, 0.0, 1.0]).into());
     }
 
     #[test]
@@ -680,10 +698,10 @@ pub(crate) mod tests {
         spec.adopt_point(&mut point);
         assert_eq!(point.vectors[""], vec![3.0, 4.0].into());
         assert_eq!(point.vectors["tokens"], multi(2, &[3.0, 4.0]));
-        let mut query = SearchQuery { vector_name: "tokens".into(), vector: vec![1.0].into(), ..query() };
+        let mut query = SearchQuery { vector_name: "tokens".into(), target: vec![1.0].into(), ..query() };
         spec.adopt_query(&mut query);
         assert_eq!(spec.check_query(&query).unwrap_err().reason, "row 0 has 1 components, the collection wants 2");
-        query.vector = Vec::new().into();
+        query.target = Vec::<f32>::new().into();
         spec.adopt_query(&mut query);
         assert_eq!(spec.check_query(&query).unwrap_err().field, "vector", "no row at all");
     }
@@ -695,9 +713,9 @@ pub(crate) mod tests {
         type Break = fn(&mut SearchQuery);
         let cases: [(&str, Break); 9] = [
             ("vector_name", |q| q.vector_name = "title".into()),
-            ("vector", |q| q.vector = vec![3.0, 4.0, 1.0].into()),
-            ("sparse", |q| q.vector = sparse(&[1])),
-            ("multi", |q| (q.vector_name, q.vector) = ("words".into(), multi(2, &[1.0, 0.0]))),
+            ("vector", |q| q.target = vec![3.0, 4.0, 1.0].into()),
+            ("sparse", |q| q.target = sparse(&[1]).into()),
+            ("multi", |q| (q.vector_name, q.target) = ("words".into(), multi(2, &[1.0, 0.0]).into())),
             ("limit", |q| q.limit = 0),
             ("limit", |q| q.limit = SearchQuery::LIMIT_MAX + 1),
             ("ef", |q| q.ef = Some(SearchQuery::EF_MAX + 1)),

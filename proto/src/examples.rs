@@ -46,6 +46,9 @@ pub enum Examples {
 }
 
 impl Examples {
+    /// The most vectors that one query may hold.
+    pub const VECTORS_MAX: usize = 256;
+
     /// Every vector of it, in order.
     pub fn vectors(&self) -> Vec<&Vector> {
         fn of_pairs(pairs: &[Pair]) -> impl Iterator<Item = &Vector> {
@@ -53,6 +56,20 @@ impl Examples {
         }
         match self {
             Self::Best { liked, disliked } | Self::Sum { liked, disliked } => liked.iter().chain(disliked).collect(),
+            Self::Discover { target, pairs } => std::iter::once(target).chain(of_pairs(pairs)).collect(),
+            Self::Context { pairs } => of_pairs(pairs).collect(),
+        }
+    }
+
+    /// As [`Examples::vectors`].
+    pub fn vectors_mut(&mut self) -> Vec<&mut Vector> {
+        fn of_pairs(pairs: &mut [Pair]) -> impl Iterator<Item = &mut Vector> {
+            pairs.iter_mut().flat_map(|pair| [&mut pair.liked, &mut pair.disliked])
+        }
+        match self {
+            Self::Best { liked, disliked } | Self::Sum { liked, disliked } => {
+                liked.iter_mut().chain(disliked).collect()
+            }
             Self::Discover { target, pairs } => std::iter::once(target).chain(of_pairs(pairs)).collect(),
             Self::Context { pairs } => of_pairs(pairs).collect(),
         }

@@ -23,6 +23,7 @@ pub mod placement;
 pub mod position;
 pub mod qdrant;
 pub mod query;
+pub mod status;
 pub mod vector;
 pub mod wire;
 pub mod write;

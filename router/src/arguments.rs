@@ -1,9 +1,11 @@
 //! The flags and variables that name model servers, for every program that starts a router.
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use nearring_proto::collection::InvalidInput;
 
+use crate::embed::{EmbedError, Embedder};
 use crate::model_server::{ApiKey, ModelServerSettings};
 use crate::settings::{EmbedderSettings, Settings};
 
@@ -12,7 +14,7 @@ pub const GENERATOR_KEY: &str = "NEARRING_GENERATOR_KEY";
 /// The variable with the embedder's key.
 pub const EMBEDDER_KEY: &str = "NEARRING_EMBEDDER_KEY";
 
-/// Servers that speak OpenAI's protocol, to write answers and to embed.
+/// Models beside those that ship: servers that speak OpenAI's protocol, to write answers and to embed.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub struct ModelServers {
     /// Answers are written by a model behind this URL, for example http://127.0.0.1:8000/v1; its key, if it wants one, stands
@@ -44,6 +46,11 @@ pub struct ModelServers {
     /// The longest silence of the embedder, in milliseconds.
     #[arg(long, env = "NEARRING_EMBEDDER_TIMEOUT_MS", default_value_t = 30_000, value_name = "MS")]
     pub embedder_timeout_ms: u64,
+    /// A directory with all-MiniLM-L6-v2 or a model like it (config.json, tokenizer.json, model.safetensors), which embeds where
+    /// the directory's name is named; the built-in static256 stays.
+    #[cfg(feature = "minilm")]
+    #[arg(long, env = "NEARRING_MINILM", value_name = "DIRECTORY")]
+    pub minilm: Option<std::path::PathBuf>,
 }
 
 impl ModelServers {
@@ -80,6 +87,18 @@ impl ModelServers {
             settings.embedder = Some(EmbedderSettings { server, dimension });
         }
         Ok(())
+    }
+
+    /// The embedders that are computed here, beside the built-in one.
+    ///
+    /// # Errors
+    /// [`EmbedError`] naming the file that cannot be read.
+    pub fn local(&self) -> Result<Vec<Arc<dyn Embedder>>, EmbedError> {
+        #[cfg(feature = "minilm")]
+        if let Some(folder) = &self.minilm {
+            return Ok(vec![Arc::new(crate::embed::MiniLm::load(folder)?)]);
+        }
+        Ok(Vec::new())
     }
 }
 

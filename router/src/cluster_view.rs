@@ -66,6 +66,7 @@ struct Hints {
 struct NodeHint {
     load: NodeLoad,
     shunned_until: Option<Instant>,
+    answered_at: Option<Instant>,
 }
 
 /// One call under way; counts as in flight until it is dropped.
@@ -84,11 +85,18 @@ impl InFlight {
         let before = hint.load.latency_us;
         hint.load.latency_us = if before == 0.0 { took } else { before + LATENCY_WEIGHT * (took - before) };
         hint.shunned_until = None;
+        hint.answered_at = Some(Instant::now());
     }
 
-    /// The node did not answer.
-    pub fn away(self) {
-        self.view.hints().nodes.entry(self.node).or_default().shunned_until = Some(Instant::now() + SHUNNED);
+    /// The node did not answer; whether it is taken to be away. Where it has answered others lately it is only slow.
+    pub fn away(self) -> bool {
+        let mut hints = self.view.hints();
+        let hint = hints.nodes.entry(self.node).or_default();
+        if hint.answered_at.is_some_and(|at| at > self.began + self.began.elapsed() / 2) {
+            return false;
+        }
+        hint.shunned_until = Some(Instant::now() + SHUNNED);
+        true
     }
 }
 

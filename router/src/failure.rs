@@ -6,6 +6,7 @@
 use nearring_proto::collection::InvalidInput;
 use nearring_proto::convert::DecodeError;
 use nearring_proto::ids::NodeId;
+use nearring_proto::status::never_connected;
 use tonic::{Code, Status};
 
 /// Metadata key under which a status names its reason for programs.
@@ -262,18 +263,6 @@ impl From<Status> for NodeFailure {
         };
         Self { meaning, message: status.message().to_owned() }
     }
-}
-
-/// Whether the call failed before there was a connection, so that the request was never sent.
-fn never_connected(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
             let _ = stream.set_nodelay(true);
         })
     });
-    let router = RouterBuilder::new(settings).start()?;
+    let router = RouterBuilder::new(settings).more_embedders(arguments.models.local()?).start()?;
     let stop = CancellationToken::new();
     let rest = rest(&arguments.rest_listen, router.rest(), stop.clone()).await?;
     let stopping = {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nearring_proto::clock::Clock;
 use nearring_proto::collection::Collection;
 use nearring_proto::ids::ClusterId;
 use nearring_proto::placement::table::{ShardState, Table};
@@ -17,6 +18,7 @@ use crate::embed::Embedders;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
 use crate::settings::Settings;
+use crate::write::Writer;
 
 mod collections;
 mod documents;
@@ -35,6 +37,7 @@ pub struct Pipeline(Arc<Parts>);
 
 struct Parts {
     view: ClusterView,
+    writer: Writer,
     settings: Settings,
     embedders: Embedders,
     generator: Arc<dyn Generator>,
@@ -56,9 +59,11 @@ impl Pipeline {
         embedders: Embedders,
         generator: Arc<dyn Generator>,
         compute: Compute,
+        clock: Clock,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
-        Self(Arc::new(Parts { view, settings, embedders, generator, embedding, compute }))
+        let writer = Writer::new(view.clone(), clock);
+        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute }))
     }
 
     /// What it was started with.
@@ -79,6 +84,10 @@ impl Pipeline {
     /// What it knows of the cluster.
     pub fn view(&self) -> &ClusterView {
         &self.0.view
+    }
+
+    fn writer(&self) -> &Writer {
+        &self.0.writer
     }
 
     fn read_until(&self, wanted: Option<Duration>) -> Instant {

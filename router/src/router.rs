@@ -32,8 +32,10 @@ pub struct RouterBuilder {
     dial: Option<Dial>,
     seed: Option<u64>,
     embedder: Option<Arc<dyn Embedder>>,
+    more_embedders: Vec<Arc<dyn Embedder>>,
     generator: Option<Arc<dyn Generator>>,
     compute: Compute,
+    clock: Clock,
 }
 
 /// Why a router does not start or stopped.
@@ -59,7 +61,22 @@ pub enum RouterError {
 impl RouterBuilder {
     /// A router with these settings, TCP, a random seed, and what ships for embedding and generating.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, dial: None, seed: None, embedder: None, generator: None, compute: Compute::Pool }
+        Self {
+            settings,
+            dial: None,
+            seed: None,
+            embedder: None,
+            more_embedders: Vec::new(),
+            generator: None,
+            compute: Compute::Pool,
+            clock: Clock::system(),
+        }
+    }
+
+    /// Reads wall time from this. Sessions with shards say when they began.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// Reaches nodes this way.
@@ -77,6 +94,12 @@ impl RouterBuilder {
     /// Embeds with this first, rather than with what the settings say.
     pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
         self.embedder = Some(embedder);
+        self
+    }
+
+    /// Embeds with these too, where they are named.
+    pub fn more_embedders(mut self, embedders: Vec<Arc<dyn Embedder>>) -> Self {
+        self.more_embedders = embedders;
         self
     }
 
@@ -119,12 +142,12 @@ impl RouterBuilder {
                 Arc::new(server.map_err(|error| within("generator", error))?)
             }
         };
-        let embedders = Embedders::new(first, [built_in]);
+        let embedders = Embedders::new(first, self.more_embedders.into_iter().chain([built_in]));
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
-        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute);
-        Ok(Router { native: Native::new(pipeline), _watch: watch })
+        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute, self.clock.clone());
+        Ok(Router { native: Native::new(pipeline), clock: self.clock, _watch: watch })
     }
 
     /// Starts, and serves `incoming` connections until `shutdown` is done; requests under way are finished.
@@ -145,6 +168,7 @@ impl RouterBuilder {
 #[derive(Clone)]
 pub struct Router {
     native: Native,
+    clock: Clock,
     _watch: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -184,10 +208,14 @@ impl Router {
         Ok((grpc::add_to(routes, self.pipeline().clone()), health))
     }
 
-    /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, and under `/v1` that of OpenAI's.
+    /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, under `/v1` that of OpenAI's, and under
+    /// `/ui` a page, with what it asks under `/nearring`.
     pub fn rest(&self) -> axum::Router {
-        let openai = crate::gateway::openai::app(self.pipeline().clone(), Clock::system());
-        crate::gateway::qdrant::app(self.pipeline().clone()).nest("/v1", openai)
+        let openai = crate::gateway::openai::app(self.pipeline().clone(), self.clock.clone());
+        crate::gateway::qdrant::app(self.pipeline().clone())
+            .nest("/v1", openai)
+            .merge(crate::gateway::console::app(self.pipeline().clone()))
+            .merge(crate::gateway::ui::app())
     }
 
     /// Serves [`Router::rest`] on a listener until `shutdown` is done; requests under way are finished.

@@ -185,6 +185,20 @@ async fn queries_rank_fuse_and_group() {
     assert_eq!(ids(&ask(json!({"query": {"sample": "random"}, "limit": 100})).await).len(), 7);
     let recommend = json!({"query": {"recommend": {"positive": [7], "negative": [1]}}, "limit": 2});
     assert_eq!(ids(&ask(recommend).await), [6, 5]);
+    // Products with the things [n, 1]: by the likest example, by all of them added up, and by sides of pairs.
+    let recommend = |strategy: &str| json!({"query": {"recommend": {"positive": [[1, 0]], "negative": [[-1, 8]], "strategy": strategy}}, "limit": 2});
+    let hits = ask(recommend("best_score")).await;
+    assert_eq!((ids(&hits), &hits[0]["score"]), (vec![7, 6], &json!(0.9375)));
+    let hits = ask(recommend("sum_scores")).await;
+    assert_eq!((ids(&hits), &hits[0]["score"]), (vec![7, 6], &json!(6.0)));
+    let pair = json!({"positive": [-1, 4], "negative": [1, -4]});
+    let hits = ask(json!({"query": {"discover": {"target": [1, 0], "context": [pair]}}, "limit": 2})).await;
+    assert_eq!((ids(&hits), &hits[0]["score"]), (vec![3, 2], &json!(1.875)), "beyond 4 it is on the other side");
+    let hits = ask(json!({"query": {"context": pair}, "limit": 7})).await;
+    let inside: BTreeSet<u64> = ids(&hits).into_iter().take(3).collect();
+    assert_eq!((inside, &hits[2]["score"]), (BTreeSet::from([1, 2, 3]), &json!(0.0)));
+    let older = json!({"target": [1, 0], "context": [pair], "limit": 2, "filter": {"must_not": [{"has_id": [3]}]}});
+    assert_eq!(ids(&running.result("POST /collections/things/points/discover", older).await), [2, 1]);
     // Who is second in both lists wins over those who lead one.
     let lists = json!([
         {"query": [1, 0], "limit": 3, "filter": {"must": [{"has_id": [3, 4]}]}},
@@ -360,9 +374,9 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
         (&format!("POST {points}/query"), json!({"query": [1, 0, 0]}), bad, "components"),
         (
             &format!("POST {points}/query"),
-            json!({"query": {"discover": {"target": 1, "context": []}}}),
+            json!({"query": {"formula": {"mult": [2.0, "$score"]}}}),
             StatusCode::NOT_IMPLEMENTED,
-            "discover",
+            "formula",
         ),
         (&format!("POST {points}/query"), json!({"query": 999}), StatusCode::NOT_FOUND, "999"),
         (&format!("POST {points}/query"), json!({"query": [1, 0], "using": "other"}), bad, "other"),

@@ -35,6 +35,8 @@ struct World {
     silent: Mutex<BTreeSet<u64>>,
     /// How the next writes to a shard end; afterwards they succeed.
     write_errors: Mutex<BTreeMap<u64, VecDeque<Status>>>,
+    /// Nodes that get no write of the router, though the others reach them.
+    cut: Mutex<BTreeSet<u64>>,
     /// Writes that reached a leader.
     writes: Mutex<Vec<wire::NodeWriteRequest>>,
     /// Reads asked for, with the node.
@@ -86,8 +88,11 @@ fn record(point: &wire::Point) -> wire::PointRecord {
 impl NodeData for Fake {
     async fn write(&self, request: Request<wire::NodeWriteRequest>) -> Result<Response<wire::NodeWriteReply>, Status> {
         let request = request.into_inner();
+        if self.world.cut.lock().unwrap().contains(&self.node) {
+            std::future::pending::<()>().await;
+        }
         let leader = *self.world.leader.lock().unwrap();
-        if leader != self.node {
+        if leader != self.node && !request.pass_on {
             let mut status = refusal(Code::FailedPrecondition, "not_leader");
             status.metadata_mut().insert("nearring-leader-node", leader.into());
             return Err(status);
@@ -331,6 +336,7 @@ async fn cluster(dead: &[u64], change: impl FnOnce(&mut Settings)) -> Cluster {
         search_errors: Mutex::default(),
         uncounted: Mutex::default(),
         silent: Mutex::default(),
+        cut: Mutex::default(),
         write_errors: Mutex::default(),
         writes: Mutex::default(),
         reads: Mutex::default(),
@@ -668,19 +674,43 @@ async fn a_write_is_repeated_only_where_that_is_harmless() {
         ..request
     };
 
-    // Without a request id, lost: not sent again, and its part is reported as unknown.
-    cluster.script(one, [lost()]);
+    let is_open = |write: &wire::NodeWriteRequest| matches!(write.op, Some(Op::OpenSession(_)));
+    let expired = || refusal(Code::FailedPrecondition, "session_expired");
+
+    // A shard that takes no session. Without a request id, lost: not sent again, and its part is reported as unknown.
+    cluster.script(one, [Status::invalid_argument("opened_at_ms: is ahead"), lost()]);
     let written = cluster.client.upsert(upsert(0..30)).await.unwrap().into_inner();
-    assert_eq!(cluster.sent(one).len(), 1);
+    let sent = cluster.sent(one);
+    assert_eq!((sent.len(), is_open(&sent[0]), sent[1].request.clone()), (2, true, None));
     assert_eq!((written.applied, written.positions.len()), (30 - here.len() as u64, 2));
     let [error] = &written.errors[..] else { panic!("{:?}", written.errors) };
     assert_eq!((error.shard, error.unknown_outcome), (one, true));
     assert_eq!(error.positions.iter().map(|at| u64::from(*at)).collect::<Vec<_>>(), here);
 
-    // Without a request id, but certainly not proposed: sent again.
+    // The same, but certainly not proposed: sent again.
     cluster.script(one, [not_proposed(), refusal(Code::ResourceExhausted, "overloaded")]);
     let written = cluster.client.upsert(upsert(0..30)).await.unwrap().into_inner();
     assert_eq!((cluster.sent(one).len(), written.applied, written.errors.len()), (3, 30, 0));
+
+    // Without a request id at a shard that takes sessions: numbered by the router, and sent again whatever happened.
+    let (two, there) = (shards[1], homes[&shards[1]].clone());
+    cluster.script(two, [lost(), Status::deadline_exceeded("late")]);
+    let written = cluster.client.upsert(upsert(there.clone())).await.unwrap().into_inner();
+    assert_eq!((written.applied, written.errors.len()), (there.len() as u64, 0));
+    let sent = cluster.sent(two);
+    assert_eq!((sent.len(), sent.iter().any(is_open)), (3, false), "the session was opened before");
+    assert!(sent[0].request.is_some() && sent.iter().all(|write| write.request == sent[0].request), "{sent:?}");
+    // Its session has expired: another one, unless an attempt before was uncertain.
+    cluster.script(two, [expired()]);
+    cluster.client.upsert(upsert(there.clone())).await.unwrap();
+    let sent = cluster.sent(two);
+    assert_eq!(sent.iter().map(is_open).collect::<Vec<_>>(), [false, true, false]);
+    let session = |write: &wire::NodeWriteRequest| write.request.as_ref().unwrap().session.clone();
+    assert_ne!(session(&sent[0]), session(&sent[2]));
+    cluster.script(two, [lost(), expired()]);
+    let status = cluster.client.upsert(upsert(there.clone())).await.unwrap_err();
+    assert_eq!((status.code(), cluster.sent(two).len()), (Code::Unavailable, 2), "{status}");
+    assert!(status.message().contains("may have happened"), "{status}");
 
     // With a request id: sent again under the same one, whatever happened.
     cluster.script(one, [lost(), Status::deadline_exceeded("late")]);
@@ -691,7 +721,6 @@ async fn a_write_is_repeated_only_where_that_is_harmless() {
     assert!(sent.iter().all(|write| write.request == numbered(upsert([])).request), "{sent:?}");
 
     // An expired session is passed on: certain where nothing was sent before, uncertain after a lost attempt.
-    let expired = || refusal(Code::FailedPrecondition, "session_expired");
     cluster.script(one, [expired()]);
     let status = cluster.client.upsert(numbered(upsert(here.clone()))).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
@@ -727,6 +756,21 @@ async fn a_write_is_repeated_only_where_that_is_harmless() {
     let written = cluster.client.upsert(insert).await.unwrap().into_inner();
     assert_eq!(written.applied, 5);
     assert_eq!(written.outcomes.iter().map(|outcome| outcome.position).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_follower_passes_on_what_the_router_cannot_bring_to_the_leader() {
+    let mut cluster = cluster(&[], |_| ()).await;
+    let shards = cluster.create().await;
+    cluster.client.upsert(upsert(0..30)).await.unwrap();
+    let leader = *cluster.world.leader.lock().unwrap();
+    cluster.world.cut.lock().unwrap().insert(leader);
+    cluster.script(shards[0], []);
+    let written = cluster.client.upsert(upsert(0..30)).await.unwrap().into_inner();
+    assert_eq!((written.applied, written.errors.len()), (30, 0));
+    let writes = cluster.world.writes.lock().unwrap().clone();
+    assert_eq!(writes.len(), 3, "one for each shard");
+    assert!(writes.iter().all(|write| write.pass_on), "{writes:?}");
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use nearring_node::medium::Medium as _;
 use nearring_node::node::NodeBuilder;
 use nearring_node::store::EngineKind;
 use nearring_proto::ids::NodeId;
+use nearring_proto::wire::nearring_client::NearringClient;
 use nearring_router::router::RouterBuilder;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -458,6 +459,7 @@ fn add_router(sim: &mut turmoil::Sim<'_>, seed: u64, nodes: Vec<String>, knobs: 
             let serving = RouterBuilder::new(nearring_router::settings::Settings::new(nodes))
                 .dial(net::dial_as(&knobs))
                 .seed(seed)
+                .clock(clock(Arc::default()))
                 .compute(nearring_router::compute::Compute::Inline)
                 .serve(incoming, std::future::pending());
             let served = beside_leaps(serving, &knobs).await;
@@ -500,6 +502,7 @@ fn add_clients(sim: &mut turmoil::Sim<'_>, config: &Config, seeds: Vec<u64>, sha
                     number,
                     seed,
                     client: client(seed)?,
+                    bare: NearringClient::new(net::dial()(&address(Host::Router))),
                     load,
                     homes: homes.clone(),
                     history: history.clone(),

@@ -204,6 +204,16 @@ impl History {
         }
     }
 
+    /// A group whose points are being deleted at this moment by a request that is not answered yet; the latest such.
+    pub fn deleting(&self) -> Option<Group> {
+        let events = self.lock();
+        let open = events.operations.iter().rev().filter(|operation| operation.answered.is_none());
+        open.into_iter().find_map(|operation| match operation.op {
+            Op::DeleteGroup(group) => Some(group),
+            _ => None,
+        })
+    }
+
     /// Notes that a look begins: its position among all events.
     pub fn look(&self, client: u64, what: fmt::Arguments<'_>) -> u64 {
         self.lock().next(format_args!("{client} looks: {what}"))

@@ -8,20 +8,26 @@ use std::time::Duration;
 
 use nearring_client::write::{DocumentText, PayloadChange};
 use nearring_client::{Client, Error, ErrorKind};
+use nearring_proto::WIRE_FORMAT;
 use nearring_proto::ids::{PointId, ShardId};
 use nearring_proto::placement::ring::HomeRing;
-use nearring_proto::position::ReadLevel;
+use nearring_proto::position::{Position, ReadLevel, ReadToken};
 use nearring_proto::vector::{SparseVector, Vector};
-use nearring_proto::wire::{self, point_outcome, shard_coverage};
+use nearring_proto::wire::nearring_client::NearringClient;
+use nearring_proto::wire::{self, WriteReply, point_outcome, shard_coverage};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use crate::history::{At, Found, History, Kind, Look};
 use crate::model::{DOCUMENTS, GROUPS, Group, Key, Op, Outcome, Seen, Value, group_of};
 
 /// The collection that the clients use.
 pub const COLLECTION: &str = "points";
+/// How long a client without the SDK waits.
+const BARE_WITHIN: Duration = Duration::from_secs(8);
 /// Components of a point's vector.
 const DIMENSION: usize = 8;
 /// The named vector of documents.
@@ -325,6 +331,8 @@ pub struct Worker {
     pub seed: u64,
     /// Its SDK.
     pub client: Client,
+    /// The router without the SDK: neither numbers nor repeats.
+    pub bare: NearringClient<Channel>,
     /// How much is done.
     pub load: Load,
     /// Where keys live.
@@ -361,9 +369,16 @@ impl Worker {
         let key = rng.random_range(0..self.load.keys);
         let document = DOCUMENTS + rng.random_range(0..self.load.documents.max(1));
         let fresh = value(self.number, step, 0);
+        if let Some(group) = self.history.deleting()
+            && rng.random_bool(0.5)
+        {
+            // Says whether the delete has come by already, and gives its next try something that it must not take.
+            let again = (0..).map(|item| value(self.number, step, item)).find(|value| group_of(*value) == group);
+            return self.write(&[(key, Op::Insert(again.unwrap_or(fresh)))]).await;
+        }
         match rng.random_range(0..100) {
             0..=19 => self.write(&[(key, Op::Put(fresh))]).await,
-            20..=26 => self.write(&[(key, Op::Insert(fresh))]).await,
+            20..=25 => self.write(&[(key, Op::Insert(fresh))]).await,
             27..=34 => {
                 let some = self.some_keys(rng, 2..=5);
                 let op = |(item, key): (u64, Key)| match rng.random_bool(0.2) {
@@ -392,7 +407,7 @@ impl Worker {
                 let delete = rng.random_bool(0.3);
                 self.compare_and_set(key, (!delete).then_some(fresh)).await;
             }
-            61 => self.delete_group(rng.random_range(0..GROUPS)).await,
+            26 | 61 => self.delete_group(rng.random_range(0..GROUPS)).await,
             62..=67 if self.load.documents > 0 => {
                 let delete = rng.random_bool(0.25);
                 let op = if delete { Op::DeleteDocument } else { Op::PutDocument(fresh) };
@@ -476,10 +491,22 @@ impl Worker {
         let asked = self.history.ask(self.number, operations);
         let ids: Vec<wire::PointId> = operations.iter().map(|(key, _)| id_of(*key).into()).collect();
         let if_version = || version.map(|version| precondition(wire::precondition::Kind::IfVersion(version)));
+        let bare = asked.at.is_multiple_of(4);
         let reply = match first {
             Op::Put(_) | Op::Insert(_) | Op::Swap(..) => {
-                let upserts = operations.iter().map(|(key, op)| self.upsert(*key, *op, if_version())).collect();
-                self.client.upsert(COLLECTION, upserts).await
+                let points = operations.iter().map(|(key, op)| self.upsert(*key, *op, if_version())).collect();
+                match bare {
+                    false => self.client.upsert(COLLECTION, points).await,
+                    true => {
+                        let request = wire::UpsertRequest {
+                            format: WIRE_FORMAT,
+                            collection: COLLECTION.to_owned(),
+                            points,
+                            ..Default::default()
+                        };
+                        self.once(self.bare.clone().upsert(request)).await
+                    }
+                }
             }
             Op::Mark(mark) => {
                 let payload_json = format!("{{\"mark\":{mark}}}").into_bytes();
@@ -498,6 +525,15 @@ impl Worker {
                 let change = PayloadChange { ids, payload_json, mode, precondition: None };
                 self.client.set_payload(COLLECTION, change).await
             }
+            Op::Delete if bare => {
+                let request = wire::DeleteRequest {
+                    format: WIRE_FORMAT,
+                    collection: COLLECTION.to_owned(),
+                    ids,
+                    ..Default::default()
+                };
+                self.once(self.bare.clone().delete(request)).await
+            }
             Op::Delete => self.client.delete(COLLECTION, ids).await,
             Op::DeleteIf(_) => self.client.delete_if(COLLECTION, ids, if_version()).await,
             Op::DeleteGroup(_) | Op::PutDocument(_) | Op::DeleteDocument | Op::Get(_) => return,
@@ -510,6 +546,19 @@ impl Worker {
             }
         };
         self.history.answer(asked, &outcomes);
+    }
+
+    /// Sends once, without a number, as clients of other protocols do. What the answer names counts as seen.
+    async fn once(
+        &self,
+        call: impl Future<Output = Result<Response<WriteReply>, Status>>,
+    ) -> Result<WriteReply, Error> {
+        let answer = tokio::time::timeout(BARE_WITHIN, call).await;
+        let reply = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))?.into_inner();
+        let token: ReadToken =
+            reply.positions.iter().map(|at| Position { shard: ShardId(at.shard), index: at.index }).collect();
+        self.client.observe_token(COLLECTION, &token);
+        Ok(reply)
     }
 
     fn upsert(&self, key: Key, op: Op, if_version: Option<wire::Precondition>) -> wire::UpsertPoint {
@@ -529,7 +578,7 @@ impl Worker {
     }
 
     /// What a reply says of every operation of its request.
-    fn point_outcomes(&self, operations: &[(Key, Op)], reply: &wire::WriteReply) -> Vec<(Outcome, Option<u64>)> {
+    fn point_outcomes(&self, operations: &[(Key, Op)], reply: &WriteReply) -> Vec<(Outcome, Option<u64>)> {
         let positions: BTreeMap<u64, u64> = reply.positions.iter().map(|at| (at.shard, at.index)).collect();
         let mut outcomes = Vec::with_capacity(operations.len());
         for (place, (key, op)) in (0_u32..).zip(operations) {
@@ -949,11 +998,11 @@ fn precondition(kind: wire::precondition::Kind) -> wire::Precondition {
 }
 
 /// How many ways there are to say that a point is in a group.
-const WAYS: u64 = 12;
+const WAYS: u64 = 16;
 
 /// That a point is in the group, said in one of several ways, over indexed fields and others.
 fn in_group(group: Group, way: u64) -> wire::Filter {
-    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested};
+    use wire::filter::{AtLeast, Contains, Equals, In, InRange, Kind, List, Nested, StartsWith, WantedWords, Words};
     use wire::scalar::Value as Of;
     let scalar = |value: Of| wire::Scalar { value: Some(value) };
     let integer = |value: u64| scalar(Of::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
@@ -962,6 +1011,9 @@ fn in_group(group: Group, way: u64) -> wire::Filter {
     let equals = |path: &str, value| filter(Kind::Equals(Equals { path: path.to_owned(), value: Some(value) }));
     let list = |filters: Vec<wire::Filter>| List { filters };
     let range = |path: &str, range| InRange { path: path.to_owned(), range: Some(range) };
+    let words = |text: String, wanted: WantedWords| {
+        filter(Kind::Words(Words { path: "words".to_owned(), text, wanted: wanted.into() }))
+    };
     let others = || (0..GROUPS).filter(move |other| *other != group);
     let (is_group, is_kind) = (equals("group", integer(group)), equals("kind", text(kind(group))));
     match way % WAYS {
@@ -1002,6 +1054,10 @@ fn in_group(group: Group, way: u64) -> wire::Filter {
             let inner = Some(Box::new(equals("n", integer(group))));
             filter(Kind::Nested(Box::new(Nested { path: "parts".to_owned(), filter: inner })))
         }
+        11 => filter(Kind::StartsWith(StartsWith { path: "kind".to_owned(), text: kind(group) })),
+        12 => words(format!("here {}", kind(group).to_uppercase()), WantedWords::All),
+        13 => words(format!("nowhere {}", kind(group)), WantedWords::Any),
+        14 => words(format!("Some {}", kind(group)), WantedWords::Phrase),
         _ => {
             let count = Some(integer(group + 1));
             filter(Kind::ValuesCount(range(

@@ -153,6 +153,21 @@ pub fn score(metric: Metric, query: &[f32], stored: &[f32]) -> f32 {
     }
 }
 
+/// How alike two vectors are, more being nearer: their product, or for L2 the squared distance, negative.
+#[inline]
+pub fn likeness(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
+    match metric {
+        Metric::Cosine | Metric::Dot => dot(a, b),
+        Metric::L2 => -squared_l2(a, b),
+    }
+}
+
+/// The same of multi-vectors: of each row of the first the likest row of the second, added up.
+pub fn max_likeness(metric: Metric, query: &MultiVector, stored: &MultiVector) -> f32 {
+    let likest = |row| stored.rows().map(|other| likeness(metric, row, other)).max_by(f32::total_cmp).unwrap_or(0.0);
+    query.rows().map(likest).sum()
+}
+
 /// The score of a stored multi-vector for a query: for cosine and dot the sum over the query's rows of the largest product with
 /// any stored row; for L2 the root of the sum of the smallest squared distances. Added up in the order of the query's rows.
 pub fn max_sim(metric: Metric, query: &MultiVector, stored: &MultiVector) -> f32 {

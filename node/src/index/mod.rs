@@ -37,11 +37,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nearring_proto::collection::{CollectionSpec, IndexSpec};
+use nearring_proto::examples::Examples;
 use nearring_proto::filter::Filter;
 use nearring_proto::ids::{PointId, Version};
 use nearring_proto::payload::Payload;
-use nearring_proto::query::SearchQuery;
-use nearring_proto::vector::Vector;
+use nearring_proto::query::{SearchQuery, Target};
+use nearring_proto::vector::{Metric, Vector};
 use roaring::RoaringBitmap;
 
 pub use self::builder::{BuildError, GRAPH_FROM};
@@ -51,7 +52,7 @@ pub use self::segment::{Member, SealWork, Segment, SegmentError};
 use self::change::{Components, IndexChange, InstalledSegment};
 use self::multi::Multi;
 use self::named::{Named, Points};
-use self::search::{Ask, Scored};
+use self::search::{Ask, Best, Scored};
 use self::sparse::Sparse;
 use crate::machine::command::SegmentHash;
 use crate::machine::record::Stamp;
@@ -331,7 +332,14 @@ impl ShardIndex {
     pub fn search(&self, query: &SearchQuery, payload: &PayloadOf<'_>) -> Result<Vec<Found>, SearchError> {
         let unknown = || SearchError::UnknownVector(query.vector_name.clone());
         let wanted = (query.limit.clamp(1, SearchQuery::LIMIT_MAX), query.score_threshold);
-        let scored = match &query.vector {
+        let vector = match &query.target {
+            Target::Near(vector) => vector,
+            Target::Examples(examples) => {
+                let scored = self.search_by_examples(query, examples, wanted, payload)?;
+                return Ok(self.found(scored));
+            }
+        };
+        let scored = match vector {
             Vector::Dense(values) => self.search_dense(query, values, payload)?,
             Vector::Sparse(vector) => {
                 let sparse = self.sparse.get(&query.vector_name).ok_or_else(unknown)?;
@@ -362,10 +370,89 @@ impl ShardIndex {
                 }
             }
         };
+        Ok(self.found(scored))
+    }
+
+    fn found(&self, scored: Vec<Scored>) -> Vec<Found> {
         let found = scored.into_iter().filter_map(|(score, slot)| {
             self.points.at(slot).map(|(id, version)| Found { id: id.clone(), score, version })
         });
-        Ok(found.collect())
+        found.collect()
+    }
+
+    /// Compares every vector that the filter leaves with every example.
+    fn search_by_examples(
+        &self,
+        query: &SearchQuery,
+        examples: &Examples,
+        (k, threshold): (usize, Option<f32>),
+        payload: &PayloadOf<'_>,
+    ) -> Result<Vec<Scored>, SearchError> {
+        let name = &query.vector_name;
+        // Likenesses of a stored vector, and whose they are.
+        let (slots, score): (&RoaringBitmap, Box<ScoreOf<'_>>) = if let Some(named) = self.named.get(name) {
+            named.complete(query)?;
+            let want = named.spec.dimension as usize;
+            let wrong = |vector: &&Vector| vector.dense().is_none_or(|values| values.len() != want);
+            if let Some(vector) = examples.vectors().into_iter().find(wrong) {
+                return Err(SearchError::Dimension { got: vector.dense().map_or(0, <[f32]>::len), want });
+            }
+            let metric = named.spec.metric;
+            let score = move |slot| {
+                let values = named.components(slot)?;
+                Some(examples.score(|example| kernel::likeness(metric, example.dense().unwrap_or_default(), values)))
+            };
+            (&named.slots, Box::new(score))
+        } else if let Some(sparse) = self.sparse.get(name) {
+            restored(query, sparse.held.wanted)?;
+            let score = move |slot| {
+                let stored = sparse.held.get(slot)?;
+                let likeness = |example: &Vector| match example {
+                    Vector::Sparse(example) => example.dot(stored).unwrap_or(0.0),
+                    _ => 0.0,
+                };
+                Some(examples.score(likeness))
+            };
+            (&sparse.held.slots, Box::new(score))
+        } else if let Some(multi) = self.multi.get(name) {
+            restored(query, multi.held.wanted)?;
+            let want = multi.spec.dimension as usize;
+            let dimension = |vector: &Vector| match vector {
+                Vector::Multi(vector) => vector.dimension() as usize,
+                _ => 0,
+            };
+            if let Some(got) = examples.vectors().into_iter().map(dimension).find(|got| *got != want) {
+                return Err(SearchError::Dimension { got, want });
+            }
+            let metric = multi.spec.metric;
+            let score = move |slot| {
+                let stored = multi.held.get(slot)?;
+                let likeness = |example: &Vector| match example {
+                    Vector::Multi(example) => kernel::max_likeness(metric, example, stored),
+                    _ => 0.0,
+                };
+                Some(examples.score(likeness))
+            };
+            (&multi.held.slots, Box::new(score))
+        } else {
+            return Err(SearchError::UnknownVector(name.clone()));
+        };
+        // Whatever the metric: see [`SearchQuery::ranking`].
+        let ranking = query.ranking(Metric::Dot);
+        let best = |slots: &RoaringBitmap| {
+            let mut best = Best::new(ranking, &self.points, k, threshold);
+            slots.iter().filter_map(|slot| Some((score(slot)?, slot))).for_each(|(score, slot)| best.push(score, slot));
+            best.finish()
+        };
+        Ok(match self.candidates(query.filter.as_ref(), slots) {
+            Candidates::All => best(slots),
+            Candidates::Exactly(slots) => best(&slots),
+            Candidates::Within(slots, filter) => {
+                let scored = slots.iter().filter_map(|slot| Some((score(slot)?, slot))).collect();
+                let mut matches = |slot: u32| self.matches(filter, slot, payload);
+                search::best_first(ranking, &self.points, (k, threshold), scored, &mut matches)
+            }
+        })
     }
 
     fn search_dense(
@@ -376,11 +463,7 @@ impl ShardIndex {
     ) -> Result<Vec<Scored>, SearchError> {
         let name = &query.vector_name;
         let named = self.named.get(name).ok_or_else(|| SearchError::UnknownVector(name.clone()))?;
-        let segments: Vec<u64> = named.missing().map(|entry| entry.segment).collect();
-        if !segments.is_empty() {
-            return Err(SearchError::SegmentMissing { vector: name.clone(), segments });
-        }
-        restored(query, named.wanted)?;
+        named.complete(query)?;
         let (got, want) = (values.len(), named.spec.dimension as usize);
         if got != want {
             return Err(SearchError::Dimension { got, want });
@@ -421,7 +504,21 @@ impl ShardIndex {
         if query.filter.is_some() {
             return u64::MAX;
         }
-        match &query.vector {
+        let vector = match &query.target {
+            Target::Near(vector) => vector,
+            // Each example is one more comparison with everything.
+            Target::Examples(examples) => {
+                let all = self.having(&query.vector_name).map_or(0, RoaringBitmap::len);
+                let of = |vector: &Vector| match vector {
+                    Vector::Dense(values) => values.len() as u64,
+                    Vector::Sparse(vector) => vector.indices().len() as u64,
+                    Vector::Multi(vector) => vector.components().len() as u64,
+                };
+                let components: u64 = examples.vectors().into_iter().map(of).sum();
+                return all.saturating_mul(components);
+            }
+        };
+        match vector {
             Vector::Sparse(vector) => {
                 // An entry is read for itself, where components come in rows.
                 self.sparse.get(&query.vector_name).map_or(0, |sparse| sparse.cost(vector).saturating_mul(8))
@@ -622,6 +719,9 @@ impl ShardIndex {
     }
 }
 
+/// The score of a slot; `None` where it lacks the vector.
+type ScoreOf<'a> = dyn Fn(u32) -> Option<f32> + 'a;
+
 /// Whom a search may find.
 enum Candidates<'a> {
     /// Everyone.
@@ -630,6 +730,17 @@ enum Candidates<'a> {
     Exactly(RoaringBitmap),
     /// Those of these that match the filter.
     Within(Cow<'a, RoaringBitmap>, &'a Filter),
+}
+
+impl Named {
+    /// A vector that is not all here yet is not searched.
+    fn complete(&self, query: &SearchQuery) -> Result<(), SearchError> {
+        let segments: Vec<u64> = self.missing().map(|entry| entry.segment).collect();
+        if !segments.is_empty() {
+            return Err(SearchError::SegmentMissing { vector: query.vector_name.clone(), segments });
+        }
+        restored(query, self.wanted)
+    }
 }
 
 /// A vector that is not all here yet is not searched.

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use nearring_proto::collection::{FieldKind, Modifier, MultiSpec, SparseSpec, VectorSpec};
+use nearring_proto::examples::Pair;
 use nearring_proto::hit::rank;
 use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, normalize};
 use proptest::prelude::*;
@@ -73,10 +74,21 @@ fn random_multi(rng: &mut SmallRng, metric: Metric) -> MultiVector {
     MultiVector::from_rows(&rows).unwrap()
 }
 
+fn random_examples(rng: &mut SmallRng, vector: impl Fn(&mut SmallRng) -> Vector) -> Target {
+    let list = |rng: &mut SmallRng, least: usize| (least..3).map(|_| vector(rng)).collect::<Vec<Vector>>();
+    let pairs = |rng: &mut SmallRng| (0..2).map(|_| Pair { liked: vector(rng), disliked: vector(rng) }).collect();
+    Target::Examples(match rng.random_range(0..4) {
+        0 => Examples::Best { liked: list(rng, 1), disliked: list(rng, 2) },
+        1 => Examples::Sum { liked: list(rng, 0), disliked: list(rng, 1) },
+        2 => Examples::Discover { target: vector(rng), pairs: pairs(rng) },
+        _ => Examples::Context { pairs: pairs(rng) },
+    })
+}
+
 fn query(vector: impl Into<Vector>, limit: usize) -> SearchQuery {
     SearchQuery {
         vector_name: String::new(),
-        vector: vector.into(),
+        target: Target::Near(vector.into()),
         limit,
         filter: None,
         exact: false,
@@ -106,20 +118,25 @@ impl OraclePoint {
 
 impl Oracle {
     fn search(&self, metric: Metric, query: &SearchQuery) -> Vec<Found> {
-        let metric = if matches!(query.vector, Vector::Sparse(_)) { Metric::Dot } else { metric };
+        let metric = if matches!(query.target, Target::Near(Vector::Sparse(_))) { Metric::Dot } else { metric };
+        let ranking = query.ranking(metric);
         let mut found: Vec<Found> = Vec::new();
         for (id, point) in &self.0 {
             let Some((_, values)) = point.vectors.get(&query.vector_name) else { continue };
             if query.filter.as_ref().is_some_and(|filter| !point.matches(id, filter)) {
                 continue;
             }
-            let Some(score) = score(metric, &query.vector, values) else { continue };
-            let worse = |threshold: f32| if metric == Metric::L2 { score > threshold } else { score < threshold };
+            let score = match &query.target {
+                Target::Near(vector) => score(metric, vector, values),
+                Target::Examples(examples) => Some(examples.score(|example| likeness(metric, example, values))),
+            };
+            let Some(score) = score else { continue };
+            let worse = |threshold: f32| if ranking == Metric::L2 { score > threshold } else { score < threshold };
             if !query.score_threshold.is_some_and(worse) {
                 found.push(Found { id: id.clone(), score, version: point.version });
             }
         }
-        found.sort_by(|a, b| rank(metric, (a.score, &a.id), (b.score, &b.id)));
+        found.sort_by(|a, b| rank(ranking, (a.score, &a.id), (b.score, &b.id)));
         found.truncate(query.limit);
         found
     }
@@ -130,6 +147,20 @@ impl Oracle {
 }
 
 /// By the definitions.
+/// As [`score`], more being nearer; 0 where nothing can be said.
+fn likeness(metric: Metric, example: &Vector, held: &Components) -> f32 {
+    match (example, held) {
+        (Vector::Dense(example), Components::Dense(values)) => kernel::likeness(metric, example, values),
+        (Vector::Multi(example), Components::Multi(vector)) => {
+            let likest = |row: &[f32]| {
+                vector.rows().map(|held| kernel::likeness(metric, row, held)).fold(f32::NEG_INFINITY, f32::max)
+            };
+            example.rows().fold(0.0, |sum, row| sum + likest(row))
+        }
+        _ => score(metric, example, held).unwrap_or(0.0),
+    }
+}
+
 fn score(metric: Metric, query: &Vector, held: &Components) -> Option<f32> {
     match (query, held) {
         (Vector::Dense(query), Components::Dense(values)) => Some(kernel::score(metric, query, values)),
@@ -198,10 +229,16 @@ fn checks(seed: u64, metric: Metric, dimension: u32) -> Vec<SearchQuery> {
             query.filter = filter.clone().map(|filter| serde_json::from_value(filter).unwrap());
             query.score_threshold = rng.random_bool(0.2).then_some(0.25);
             query.vector_name = if rng.random_bool(0.3) { "other".into() } else { String::new() };
-            let (vector_name, vector) = ("words".into(), random_sparse(rng).into());
-            checks.push(SearchQuery { vector_name, vector, ..query.clone() });
-            let (vector_name, vector) = ("tokens".into(), random_multi(rng, metric).into());
-            checks.push(SearchQuery { vector_name, vector, ..query.clone() });
+            let (vector_name, target) = ("words".into(), Target::Near(random_sparse(rng).into()));
+            checks.push(SearchQuery { vector_name, target, ..query.clone() });
+            let (vector_name, target) = ("tokens".into(), Target::Near(random_multi(rng, metric).into()));
+            checks.push(SearchQuery { vector_name, target, ..query.clone() });
+            let target = random_examples(rng, |rng| random_vector(rng, dimension, metric).into());
+            checks.push(SearchQuery { target, ..query.clone() });
+            let (vector_name, target) = ("words".into(), random_examples(rng, |rng| random_sparse(rng).into()));
+            checks.push(SearchQuery { vector_name, target, ..query.clone() });
+            let (vector_name, target) = ("tokens".into(), random_examples(rng, |rng| random_multi(rng, metric).into()));
+            checks.push(SearchQuery { vector_name, target, ..query.clone() });
             checks.push(query);
         }
     }
@@ -344,7 +381,7 @@ fn check(prompt: &ShardIndex, late: &ShardIndex, oracle: &Oracle, metric: Metric
     for query in queries {
         let found = prompt.search(&query, &payload).unwrap();
         let wanted = oracle.search(metric, &query);
-        if query.exact || query.vector.dense().is_none() {
+        if query.exact || !matches!(query.target, Target::Near(Vector::Dense(_))) {
             assert_eq!(found, wanted);
         } else if query.score_threshold.is_none() {
             assert_eq!(found.len(), wanted.len(), "min(k, matches) hits");
@@ -509,7 +546,7 @@ fn walks_find_what_brute_force_finds() {
             assert_eq!(found.len(), 10);
             for hit in &found {
                 let (_, values) = &oracle.0[&hit.id].vectors[""];
-                assert_eq!(hit.score.to_bits(), score(metric, &query.vector, values).unwrap().to_bits());
+                assert_eq!(hit.score.to_bits(), score(metric, query.vectors()[0], values).unwrap().to_bits());
             }
             right += found.iter().filter(|hit| wanted.contains(hit)).count();
             all += wanted.len();

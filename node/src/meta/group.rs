@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nearring_proto::ids::{ClusterId, NodeId, ReplicaId};
 use nearring_proto::placement::table::{Applied, Change, Node, Rejected, Table};
+use nearring_proto::status::never_connected;
 use nearring_proto::wire::node_data_client::NodeDataClient;
 use nearring_proto::wire::{self, Dial};
 use nearring_proto::{WIRE_FORMAT, collection::Collection};
@@ -33,6 +34,7 @@ use tonic::{Code, Status};
 use super::machine::{self, Machine};
 use crate::raft::membership::{ConvergeError, Step, converge};
 use crate::raft::{Membership, Proposal, Raft};
+use crate::rpc::data::{REASON, refusal};
 use crate::rpc::meta::{Reason, reason, rejection};
 
 /// How often a change may be handed on. A member needs one, another node two, and a change of leaders one more.
@@ -310,15 +312,9 @@ impl Meta {
             Some(Reason::Unclear) => return Failed::Unclear(text),
             None => {}
         }
-        let mut source = std::error::Error::source(&status);
-        let mut never_connected = false;
-        while let Some(error) = source {
-            never_connected |= error.is::<tonic::ConnectError>();
-            source = error.source();
-        }
         match status.code() {
             // Not a word of nearring's: the connection failed before the request left, or with it under way.
-            _ if never_connected => Failed::NotDone(text),
+            _ if never_connected(&status) => Failed::NotDone(text),
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal => {
                 self.forget(to);
                 Failed::Unclear(text)
@@ -348,6 +344,38 @@ impl Meta {
         let mut channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = channels.entry(to.to_owned()).or_insert_with(|| (self.inner.dial)(to)).clone();
         NodeDataClient::new(channel).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// Sends a write to a node of the table, for a router that cannot.
+    ///
+    /// # Errors
+    /// What the node says; where it says nothing, that nothing was proposed or that it is not known.
+    pub async fn pass_on(
+        &self,
+        to: NodeId,
+        write: wire::NodeWriteRequest,
+        until: Instant,
+    ) -> Result<wire::NodeWriteReply, Status> {
+        let address = self.inner.table.borrow().nodes.get(&to).map(|node| node.address.clone());
+        let Some(address) = address else {
+            return Err(refusal(Code::Unavailable, "not_proposed", format!("{to}, which leads, has no address here")));
+        };
+        let status = match timeout_at(until, self.client(&address).write(write)).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) if status.metadata().contains_key(REASON) => return Err(status),
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded("no answer in time"),
+        };
+        let text = format!("passed on to {to}, which leads: {}", status.message());
+        match status.code() {
+            _ if never_connected(&status) => Err(refusal(Code::Unavailable, "not_proposed", text)),
+            // A connection broke: not the one to this node, as the code alone would say.
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+                self.forget(&address);
+                Err(refusal(Code::DeadlineExceeded, "unknown_outcome", text))
+            }
+            _ => Err(status),
+        }
     }
 
     /// A connection that failed is not used again: it may be one that a firewall swallows.

@@ -487,6 +487,14 @@ impl NodeData for DataService {
         self.check(request.format, &request.cluster_id)?;
         let shard = self.shard(request.shard)?;
         let until = deadline(request.deadline_ms);
+        if request.pass_on
+            && !shard.is_leader()
+            && let Some(leader) = shard.leader()
+        {
+            // What is passed on is not passed on again: leaders change faster than that would end.
+            let write = wire::NodeWriteRequest { pass_on: false, ..request };
+            return self.shards.context().meta.pass_on(leader.node, write, until).await.map(Response::new);
+        }
         let size = request.encoded_len() as u64;
         let op = request.op.ok_or_else(|| invalid("op", "is missing"))?;
         let request_id: Option<RequestId> = request

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nearring_proto::collection::{CollectionSpec, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec};
 use nearring_proto::ids::{Incarnation, NodeId, PointId, ReplicaId, ShardId};
-use nearring_proto::query::SearchQuery;
+use nearring_proto::query::{SearchQuery, Target};
 use nearring_proto::vector::{Metric, MultiVector, ScalarKind, SparseVector, Vector, normalize};
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId as _;
@@ -89,7 +89,7 @@ impl Replica {
         normalize(&mut vector);
         let mut query = SearchQuery {
             vector_name: String::new(),
-            vector: vector.into(),
+            target: vector.into(),
             limit: 20,
             filter: None,
             exact: true,
@@ -144,7 +144,7 @@ fn other_queries(query: &SearchQuery) -> [SearchQuery; 2] {
     let tokens = MultiVector::new(2, vec![0.5, -0.5, 0.25, 1.0]).unwrap();
     [("words", Vector::from(words)), ("tokens", tokens.into())].map(|(name, vector)| SearchQuery {
         vector_name: name.to_owned(),
-        vector,
+        target: Target::Near(vector),
         ..query.clone()
     })
 }

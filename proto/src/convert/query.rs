@@ -1,13 +1,16 @@
 //! Queries, hits, coverage.
 use super::{DecodeError, required, unknown_enum, vector, vector_to_wire, vectors, vectors_to_wire};
 use crate::coverage::{Coverage, ShardCoverage};
+use crate::examples::{Examples, Pair};
 use crate::filter::Scalar;
 use crate::hit::Hit;
 use crate::ids::{NodeId, ShardId};
 use crate::order::{FacetValue, Order};
 use crate::position::ReadLevel;
-use crate::query::SearchQuery;
+use crate::query::{SearchQuery, Target};
+use crate::vector::Vector;
 use crate::wire;
+use crate::wire::examples::Rule;
 use crate::wire::shard_coverage::State;
 
 /// Reads a read level as it stands in a message; `None` leaves it to the operation.
@@ -86,13 +89,84 @@ impl TryFrom<wire::FacetCount> for (FacetValue, u64) {
     }
 }
 
+impl TryFrom<wire::Examples> for Examples {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::Examples) -> Result<Self, DecodeError> {
+        let read = |of: wire::examples::Vector, field: String| {
+            vector(("dense", of.dense), of.sparse, of.multi).map_err(|error| error.within(field))
+        };
+        let list = |all: Vec<wire::examples::Vector>, field: &str| {
+            let read = |(at, one)| read(one, format!("{field}[{at}]"));
+            all.into_iter().enumerate().map(read).collect::<Result<Vec<Vector>, DecodeError>>()
+        };
+        let (liked, disliked) = (list(message.liked, "liked")?, list(message.disliked, "disliked")?);
+        let target = message.target.map(|target| read(target, "target".to_owned())).transpose()?;
+        let rule = Rule::try_from(message.rule).map_err(|_| unknown_enum(message.rule, "rule"))?;
+        if target.is_some() && rule != Rule::Discover {
+            return Err(DecodeError::new("target", "is for discovery only"));
+        }
+        let pairs = |liked: Vec<Vector>, disliked: Vec<Vector>| {
+            if liked.len() != disliked.len() {
+                let reason =
+                    format!("has {} vectors for {} that are liked; they are pairs", disliked.len(), liked.len());
+                return Err(DecodeError::new("disliked", reason));
+            }
+            Ok(liked.into_iter().zip(disliked).map(|(liked, disliked)| Pair { liked, disliked }).collect())
+        };
+        Ok(match rule {
+            Rule::Unspecified => return Err(DecodeError::new("rule", "is missing")),
+            Rule::Best => Self::Best { liked, disliked },
+            Rule::Sum => Self::Sum { liked, disliked },
+            Rule::Discover => Self::Discover { target: required(target, "target")?, pairs: pairs(liked, disliked)? },
+            Rule::Context => Self::Context { pairs: pairs(liked, disliked)? },
+        })
+    }
+}
+
+impl From<Examples> for wire::Examples {
+    fn from(examples: Examples) -> Self {
+        let write = |vector: Vector| {
+            let (dense, sparse, multi) = vector_to_wire(vector);
+            wire::examples::Vector { dense, sparse, multi }
+        };
+        let (rule, target, liked, disliked) = match examples {
+            Examples::Best { liked, disliked } => (Rule::Best, None, liked, disliked),
+            Examples::Sum { liked, disliked } => (Rule::Sum, None, liked, disliked),
+            Examples::Discover { target, pairs } => {
+                let (liked, disliked) = pairs.into_iter().map(|pair| (pair.liked, pair.disliked)).unzip();
+                (Rule::Discover, Some(target), liked, disliked)
+            }
+            Examples::Context { pairs } => {
+                let (liked, disliked) = pairs.into_iter().map(|pair| (pair.liked, pair.disliked)).unzip();
+                (Rule::Context, None, liked, disliked)
+            }
+        };
+        Self {
+            rule: rule.into(),
+            liked: liked.into_iter().map(write).collect(),
+            disliked: disliked.into_iter().map(write).collect(),
+            target: target.map(write),
+        }
+    }
+}
+
 impl TryFrom<wire::SearchQuery> for SearchQuery {
     type Error = DecodeError;
 
     fn try_from(message: wire::SearchQuery) -> Result<Self, DecodeError> {
         Ok(Self {
             vector_name: message.vector_name,
-            vector: vector(("vector", message.vector), message.sparse, message.multi)?,
+            target: match message.examples {
+                None => Target::Near(vector(("vector", message.vector), message.sparse, message.multi)?),
+                Some(_) if !message.vector.is_empty() || message.sparse.is_some() || message.multi.is_some() => {
+                    return Err(DecodeError::new("examples", "is given beside a vector; give one of them"));
+                }
+                Some(examples) => {
+                    let examples = Examples::try_from(examples);
+                    Target::Examples(examples.map_err(|error: DecodeError| error.within("examples"))?)
+                }
+            },
             limit: message.limit as usize,
             filter: message.filter.map(TryInto::try_into).transpose()?,
             exact: message.exact,
@@ -108,7 +182,10 @@ impl TryFrom<wire::SearchQuery> for SearchQuery {
 impl From<SearchQuery> for wire::SearchQuery {
     fn from(query: SearchQuery) -> Self {
         let clamp = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let (vector, sparse, multi) = vector_to_wire(query.vector);
+        let ((vector, sparse, multi), examples) = match query.target {
+            Target::Near(vector) => (vector_to_wire(vector), None),
+            Target::Examples(examples) => ((Vec::new(), None, None), Some(examples.into())),
+        };
         Self {
             vector_name: query.vector_name,
             vector,
@@ -121,6 +198,7 @@ impl From<SearchQuery> for wire::SearchQuery {
             with_payload: query.with_payload,
             with_vectors: query.with_vectors,
             score_threshold: query.score_threshold,
+            examples,
         }
     }
 }

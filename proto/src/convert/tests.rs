@@ -13,6 +13,7 @@ use crate::collection::{
     VectorSpec,
 };
 use crate::coverage::{Coverage, ShardCoverage};
+use crate::examples::{Examples, Pair};
 use crate::filter::{Filter, Range, Scalar};
 use crate::hit::Hit;
 use crate::ids::{
@@ -20,7 +21,7 @@ use crate::ids::{
 };
 use crate::placement::table::{AliasAction, Change, Node, Shard, ShardState, Table};
 use crate::position::{Position, ReadLevel, ReadToken};
-use crate::query::SearchQuery;
+use crate::query::{SearchQuery, Target};
 use crate::vector::{Metric, ScalarKind};
 use crate::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
 
@@ -175,12 +176,27 @@ fn update() -> impl Strategy<Value = CollectionUpdate> {
     })
 }
 
+fn target() -> impl Strategy<Value = Target> {
+    let pairs = || {
+        let pair = (any_vector(), any_vector()).prop_map(|(liked, disliked)| Pair { liked, disliked });
+        vec(pair, 0..3)
+    };
+    let lists = || (vec(any_vector(), 0..3), vec(any_vector(), 0..3));
+    prop_oneof![
+        any_vector().prop_map(Target::Near),
+        lists().prop_map(|(liked, disliked)| Target::Examples(Examples::Best { liked, disliked })),
+        lists().prop_map(|(liked, disliked)| Target::Examples(Examples::Sum { liked, disliked })),
+        (any_vector(), pairs()).prop_map(|(target, pairs)| Target::Examples(Examples::Discover { target, pairs })),
+        pairs().prop_map(|pairs| Target::Examples(Examples::Context { pairs })),
+    ]
+}
+
 fn query() -> impl Strategy<Value = SearchQuery> {
     let ef = option::of((1..=u32::MAX).prop_map(|ef| ef as usize));
-    (".{0,4}", any_vector(), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float())).prop_map(
-        |(vector_name, vector, limit, filter, flags, ef, score_threshold)| SearchQuery {
+    (".{0,4}", target(), any::<u32>(), option::of(filter()), any::<[bool; 3]>(), ef, option::of(float())).prop_map(
+        |(vector_name, target, limit, filter, flags, ef, score_threshold)| SearchQuery {
             vector_name,
-            vector,
+            target,
             limit: limit as usize,
             filter,
             exact: flags[0],

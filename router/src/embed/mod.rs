@@ -1,12 +1,17 @@
 //! Text to vectors.
 //!
 //! [`Embedder`] is the seam for servers and larger models; [`Static256`] is the one that ships, so that a fresh machine
-//! answers questions without a download; [`OpenAi`] asks a server. A router may have several: [`Embedders`]. A collection records its embedder's name, and vectors of another are refused.
+//! answers questions without a download; [`OpenAi`] asks a server; with the feature `minilm`, a model of a directory is computed
+//! here. A router may have several: [`Embedders`]. A collection records its embedder's name, and vectors of another are refused.
 
+#[cfg(feature = "minilm")]
+mod minilm;
 mod npy;
 mod openai;
 mod static256;
 
+#[cfg(feature = "minilm")]
+pub use minilm::MiniLm;
 pub use openai::OpenAi;
 pub use static256::Static256;
 

@@ -23,7 +23,7 @@ use crate::failure::{Error, Kind};
 use crate::plan::ReadOptions;
 use crate::rag::answer::{AnswerError, AnswerEvent, Answerer, Question, Retrieved, Wanted};
 use crate::rag::context::{Budget, TextField};
-use crate::write::{Sending, ShardWrite, write_all};
+use crate::write::{Sending, ShardWrite};
 
 /// What putting a document did.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -123,6 +123,14 @@ impl Pipeline {
         })
     }
 
+    /// What questions of a collection are searched by: the name of the collection's vector, and what embeds them.
+    ///
+    /// # Errors
+    /// [`Kind::Precondition`] saying what is missing.
+    pub fn question_embedder(&self, spec: &CollectionSpec) -> Result<(String, Arc<dyn Embedder>), Error> {
+        self.answering(spec).map(|answering| (answering.vector, answering.embedder))
+    }
+
     /// The collections of which questions can be asked, by name.
     ///
     /// # Errors
@@ -219,7 +227,7 @@ impl Pipeline {
         if separator.is_empty() || document.contains(separator.as_str()) {
             return Err(Error::invalid("document", format!("is no document's id: the separator is {separator:?}")));
         }
-        joined(write_all(self.view(), vec![replace(&found, document, Vec::new())], &sending).await?)
+        joined(self.writer().write_all(vec![replace(&found, document, Vec::new())], &sending).await?)
     }
 
     async fn write_one(
@@ -227,7 +235,7 @@ impl Pipeline {
         write: ShardWrite,
         sending: &Sending,
     ) -> Result<nearring_proto::wire::NodeWriteReply, Error> {
-        let part = write_all(self.view(), vec![write], sending).await?.pop();
+        let part = self.writer().write_all(vec![write], sending).await?.pop();
         match part.map(|part| part.end) {
             Some(Ok(reply)) => Ok(reply),
             Some(Err(failure)) => Err(Error::new(failure.kind, failure.message)),
@@ -342,7 +350,7 @@ impl Pipeline {
         let search = move |wanted: Wanted| async move {
             let query = SearchQuery {
                 vector_name,
-                vector: wanted.vector.into(),
+                target: wanted.vector.into(),
                 limit: wanted.limit,
                 filter,
                 exact: false,

@@ -180,7 +180,7 @@ impl Pipeline {
         let merge = |query: &SearchQuery| {
             let metric = spec.vector(&query.vector_name).map(|vector| vector.metric());
             let metric = metric.unwrap_or(nearring_proto::vector::Metric::Cosine);
-            Merge::new(metric, query.limit, asked.iter().copied())
+            Merge::new(query.ranking(metric), query.limit, asked.iter().copied())
         };
         let mut merges: Vec<Merge> = queries.iter().map(merge).collect();
         let Reached { answers, failed } = reached;
@@ -215,8 +215,11 @@ impl Pipeline {
         let has_modifier = |name: &str| specs.get(name).is_some_and(|spec| spec.modifier == Modifier::Idf);
         let mut weighed = Vec::new();
         for query in queries.iter_mut().filter(|query| has_modifier(&query.vector_name)) {
-            if let Vector::Sparse(vector) = &mut query.vector {
-                weighed.push((query.vector_name.clone(), vector));
+            let name = query.vector_name.clone();
+            for vector in query.vectors_mut() {
+                if let Vector::Sparse(vector) = vector {
+                    weighed.push((name.clone(), vector));
+                }
             }
         }
         if weighed.is_empty() {

@@ -13,7 +13,7 @@ use nearring_proto::write::{Outcome, PayloadMode, Precondition};
 use super::Pipeline;
 use crate::failure::{Error, Kind};
 use crate::write::batch::{Conditional, Part, group_ids, group_points};
-use crate::write::{PartEnd, Sending, ShardWrite, write_all};
+use crate::write::{PartEnd, Sending, ShardWrite};
 
 /// What a write did. Shards commit separately, so a part of it may have failed.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -191,7 +191,7 @@ impl Pipeline {
             ShardWrite { shard: *shard, op: Op::OpenSession(open), places: Vec::new() }
         });
         let (mut ttl, mut positions) = (Duration::MAX, Vec::new());
-        for part in write_all(self.view(), writes.collect(), &sending).await? {
+        for part in self.writer().write_all(writes.collect(), &sending).await? {
             let reply = part.end.map_err(|failure| {
                 let kind = if failure.kind == Kind::NotDone { Kind::Unavailable } else { failure.kind };
                 Error::new(kind, format!("the session is not open on every shard: {}", failure.message))
@@ -203,7 +203,7 @@ impl Pipeline {
     }
 
     async fn send(&self, writes: Vec<ShardWrite>, sending: &Sending) -> Result<WriteAnswer, Error> {
-        joined(write_all(self.view(), writes, sending).await?)
+        joined(self.writer().write_all(writes, sending).await?)
     }
 }
 

@@ -122,44 +122,48 @@ where
         }
         let wake = state.wakes_at().map_or(until, |at| until.min(began + at));
         tokio::select! {
-            biased;
-            Some((due, flight, reply)) = calls.next(), if !calls.is_empty() => {
-                let now = began.elapsed();
-                match reply {
-                    Err(why) => {
-                        if why.meaning.node_is_away() { flight.away() } else { flight.answered() }
-                        learn(view, &due.shards, &why);
-                        if let Meaning::Refused(kind) = why.meaning {
-                            return Err(Error::new(kind, why.message));
-                        }
-                        state.on_failure(now, due.call, &why, &mut random);
-                    }
-                    Ok(mut given) => {
-                        flight.answered();
-                        let mut verdicts = BTreeMap::new();
-                        for (shard, answer) in &given {
-                            if let Err(why) = answer {
-                                learn(view, &[*shard], why);
-                                if let Meaning::Refused(kind) = why.meaning {
-                                    return Err(Error::new(kind, why.message.clone()));
-                                }
-                            }
-                            verdicts.insert(*shard, answer.as_ref().map(|_| ()).map_err(Clone::clone));
-                        }
-                        for shard in state.on_reply(now, due.call, verdicts, &mut random) {
-                            if let Some(Ok(answer)) = given.remove(&shard) {
-                                answers.insert(shard, (due.node, answer));
-                            }
-                        }
-                    }
-                }
-            }
-            () = tokio::time::sleep_until(wake) => {
-                if Instant::now() >= until {
-                    state.on_deadline();
-                }
-            }
+                   biased;
+                   Some((due, flight, reply)) = calls.next(), if !calls.is_empty() => {
+                       let now = began.elapsed();
+                       match reply {
+                           Err(why) => {
+                               if why.meaning.node_is_away() {
+        let _ = flight.away();
+        } else {
+        flight.answered();
         }
+                               learn(view, &due.shards, &why);
+                               if let Meaning::Refused(kind) = why.meaning {
+                                   return Err(Error::new(kind, why.message));
+                               }
+                               state.on_failure(now, due.call, &why, &mut random);
+                           }
+                           Ok(mut given) => {
+                               flight.answered();
+                               let mut verdicts = BTreeMap::new();
+                               for (shard, answer) in &given {
+                                   if let Err(why) = answer {
+                                       learn(view, &[*shard], why);
+                                       if let Meaning::Refused(kind) = why.meaning {
+                                           return Err(Error::new(kind, why.message.clone()));
+                                       }
+                                   }
+                                   verdicts.insert(*shard, answer.as_ref().map(|_| ()).map_err(Clone::clone));
+                               }
+                               for shard in state.on_reply(now, due.call, verdicts, &mut random) {
+                                   if let Some(Ok(answer)) = given.remove(&shard) {
+                                       answers.insert(shard, (due.node, answer));
+                                   }
+                               }
+                           }
+                       }
+                   }
+                   () = tokio::time::sleep_until(wake) => {
+                       if Instant::now() >= until {
+                           state.on_deadline();
+                       }
+                   }
+               }
     }
     let failed =
         plan.shards.keys().filter_map(|shard| state.failure(*shard).map(|why| (*shard, why.clone()))).collect();

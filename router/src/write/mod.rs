@@ -1,15 +1,22 @@
-//! Writing to shards: [`batch`] takes a request apart, [`write_all`] brings every part to its shard's leader.
+//! Writing to shards: [`batch`] takes a request apart, [`Writer`] brings every part to its shard's leader.
 //!
 //! **When a write is sent again.** With a request id always, until the deadline: the shard answers a repeat from its
-//! table. Without one only where the failure proves that nothing was proposed ([`Meaning::nothing_happened`]); any other
-//! failure ends it as one whose outcome is unknown. Once an attempt has been uncertain, no later refusal makes it
-//! certain again.
+//! table. A write that comes without one is numbered here ([`numbers`]), shard by shard, so that callers who never send
+//! anything again lose no write to a node that dies. Only where a shard takes no session is a write sent without a number;
+//! it is repeated where the failure proves that nothing was proposed ([`Meaning::nothing_happened`]), and any other failure
+//! ends it as one whose outcome is unknown. Once an attempt has been uncertain, no later refusal makes it certain again.
+//!
+//! **A leader that this router cannot reach** and that the others still follow, since only the way from here is cut: a
+//! follower passes the write on. It is asked to only once the leader was silent towards this router; the leader carries it
+//! out, or says why not, exactly as if it had been asked from here.
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nearring_proto::WIRE_FORMAT;
+use nearring_proto::clock::Clock;
 use nearring_proto::ids::{NodeId, RequestId, ShardId};
-use nearring_proto::wire::{self, node_write_request::Op};
+use nearring_proto::wire::{self, node_write_request::Op, node_write_request::OpenShardSession};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,13 +27,18 @@ use crate::plan::replicas;
 use crate::scatter::node_deadline_ms;
 
 pub mod batch;
+pub mod numbers;
+
+use numbers::Numbers;
 
 /// Pauses between rounds: first and longest. A dead leader is replaced within a second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(160));
 /// How often an overloaded leader is asked again before the caller is told.
 const OVERLOADED_MAX: u32 = 4;
-/// The least time for one attempt of a write that may be repeated.
-const ATTEMPT_MIN: Duration = Duration::from_millis(500);
+/// The least time for one attempt of a write that may be repeated, and the most for the first; each later one has twice as
+/// much. A dead leader that answers no packet must not cost much more than its election, and a slow one must not be asked
+/// again and again.
+const ATTEMPT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(800));
 
 /// One shard's part of a write.
 #[derive(Clone, Debug)]
@@ -72,20 +84,104 @@ pub struct Sending {
     pub until: Instant,
 }
 
-/// Writes every part, all at once; shards commit separately.
-///
-/// # Errors
-/// Where no part was written: the error that says most about what to do.
-pub async fn write_all(view: &ClusterView, writes: Vec<ShardWrite>, sending: &Sending) -> Result<Vec<PartEnd>, Error> {
-    let parts = writes.into_iter().map(|ShardWrite { shard, op, places }| async move {
-        PartEnd { shard, places, end: write_shard(view, shard, op, sending).await }
-    });
-    let parts = futures::future::join_all(parts).await;
-    let failures: Vec<&WriteFailure> = parts.iter().filter_map(|part| part.end.as_ref().err()).collect();
-    if !parts.is_empty() && failures.len() == parts.len() {
-        return Err(nothing_written(&failures));
+/// Brings writes to their shards. Cheap to clone; clones share the numbers.
+#[derive(Clone)]
+pub struct Writer {
+    view: ClusterView,
+    numbers: Numbers,
+    clock: Clock,
+}
+
+impl Writer {
+    /// One that has written nothing yet.
+    pub fn new(view: ClusterView, clock: Clock) -> Self {
+        Self { view, numbers: Numbers::default(), clock }
     }
-    Ok(parts)
+
+    /// Writes every part, all at once; shards commit separately.
+    ///
+    /// # Errors
+    /// Where no part was written: the error that says most about what to do.
+    pub async fn write_all(&self, writes: Vec<ShardWrite>, sending: &Sending) -> Result<Vec<PartEnd>, Error> {
+        let parts = writes.into_iter().map(|ShardWrite { shard, op, places }| async move {
+            let end = match sending {
+                Sending { request: None, harmless: false, until } => {
+                    self.numbered(shard, op, places.len(), *until).await
+                }
+                Sending { request, until, .. } => write_shard(&self.view, shard, op, true, || *request, *until).await,
+            };
+            PartEnd { shard, places, end }
+        });
+        let parts = futures::future::join_all(parts).await;
+        let failures: Vec<&WriteFailure> = parts.iter().filter_map(|part| part.end.as_ref().err()).collect();
+        if !parts.is_empty() && failures.len() == parts.len() {
+            return Err(nothing_written(&failures));
+        }
+        Ok(parts)
+    }
+
+    /// Writes one part under a number of this router's.
+    async fn numbered(
+        &self,
+        shard: ShardId,
+        op: Op,
+        items: usize,
+        until: Instant,
+    ) -> Result<wire::NodeWriteReply, WriteFailure> {
+        let mut renewed = false;
+        loop {
+            let began = Instant::now();
+            let draw = || u128::from(self.view.draw()) << 64 | u128::from(self.view.draw());
+            let Some(ticket) = self.numbers.begin(shard, items, began, draw) else {
+                return write_shard(&self.view, shard, op, false, || None, until).await;
+            };
+            match ticket.is_open() {
+                // A neighbour was just told that it has expired.
+                None => continue,
+                Some(true) => {}
+                Some(false) => {
+                    if let Some(table) = self.view.table() {
+                        self.numbers.retain(|shard| table.shards.contains_key(&shard));
+                    }
+                    let session = Bytes::copy_from_slice(ticket.session().0.as_bytes());
+                    let open = OpenShardSession { session, opened_at_ms: self.clock.now_ms() };
+                    // Opening an open session again changes nothing, so a repeat is harmless.
+                    match write_shard(&self.view, shard, Op::OpenSession(open), true, || None, until).await {
+                        Ok(_) => ticket.opened(began),
+                        // Too many sessions, or a clock that is far off.
+                        Err(failure) if refuses_sessions(failure.kind) => {
+                            tracing::warn!(%shard, "writes to this shard are not numbered for now: {}", failure.message);
+                            ticket.refused(began);
+                            return write_shard(&self.view, shard, op, false, || None, until).await;
+                        }
+                        Err(failure) => return Err(WriteFailure { unknown: false, ..failure }),
+                    }
+                }
+            }
+            let request = || Some(ticket.request_id());
+            match write_shard(&self.view, shard, op.clone(), true, request, until).await {
+                Err(failure) if failure.kind == Kind::SessionExpired => {
+                    // The shard's clock has leapt. Nothing was executed by the attempt that was told so.
+                    ticket.expired();
+                    if failure.unknown || renewed {
+                        let kind = if failure.unknown { Kind::Unavailable } else { Kind::NotDone };
+                        return Err(WriteFailure { kind, ..failure });
+                    }
+                    renewed = true;
+                }
+                end => {
+                    if end.is_ok() {
+                        ticket.used(began);
+                    }
+                    return end;
+                }
+            }
+        }
+    }
+}
+
+fn refuses_sessions(kind: Kind) -> bool {
+    matches!(kind, Kind::Invalid | Kind::Overloaded | Kind::SessionExpired)
 }
 
 /// One error for a write of which every part failed.
@@ -112,16 +208,21 @@ fn nothing_written(failures: &[&WriteFailure]) -> Error {
     }
 }
 
-/// Writes one part.
+/// Writes one part, again and again where that is harmless. `request` tells the number anew for each attempt: what is settled
+/// by then goes with it.
 async fn write_shard(
     view: &ClusterView,
     shard: ShardId,
     op: Op,
-    sending: &Sending,
+    repeatable: bool,
+    request: impl Fn() -> Option<RequestId>,
+    until: Instant,
 ) -> Result<wire::NodeWriteReply, WriteFailure> {
-    let repeatable = sending.harmless || sending.request.is_some();
     let mut random = SmallRng::seed_from_u64(view.draw());
     let mut tries: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let mut patience_max = ATTEMPT.1;
+    // Leaders that did not answer here, and a replica that is to pass the write on to one.
+    let (mut silent, mut through) = (BTreeSet::new(), None);
     let (mut last, mut uncertain, mut overloaded, mut round) = (None, false, 0, 0_u32);
     let mut why = NodeFailure::new(Meaning::Late, format!("no leader of shard {shard} was found in time"));
     loop {
@@ -130,7 +231,7 @@ async fn write_shard(
             message: format!("shard {shard}: {why}"),
             unknown,
         };
-        let left = sending.until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(failure(&why, uncertain));
         }
@@ -146,10 +247,11 @@ async fn write_shard(
         let others_tried = |hint: &NodeId| nodes.iter().all(|node| node == hint || tries.contains_key(node));
         let hint = view.leader(shard).filter(|hint| table.nodes.contains_key(hint));
         let hint = hint.filter(|hint| !shunned.contains(hint) || others_tried(hint));
-        let node = hint.or_else(|| next(&nodes, &tries, last, &shunned)).unwrap_or_default();
+        let passed_on = through.take();
+        let node = passed_on.or(hint).or_else(|| next(&nodes, &tries, last, &shunned)).unwrap_or_default();
         *tries.entry(node).or_default() += 1;
         last = Some(node);
-        let patience = if repeatable { (left / 3).max(ATTEMPT_MIN).min(left) } else { left };
+        let patience = if repeatable { (left / 3).min(patience_max).max(ATTEMPT.0).min(left) } else { left };
         let flight = view.begin(node);
         let answer = match view.client(node) {
             None => Err(NodeFailure::new(Meaning::WrongShard, format!("{node} has no address"))),
@@ -158,8 +260,9 @@ async fn write_shard(
                     format: WIRE_FORMAT,
                     cluster_id: bytes::Bytes::copy_from_slice(table.cluster.0.as_bytes()),
                     shard: shard.0,
-                    request: sending.request.map(Into::into),
+                    request: request().map(Into::into),
                     deadline_ms: node_deadline_ms(patience),
+                    pass_on: passed_on.is_some(),
                     op: Some(op.clone()),
                 };
                 match timeout(patience, client.write(message)).await {
@@ -177,7 +280,10 @@ async fn write_shard(
             Err(failure) => failure,
         };
         if why.meaning.node_is_away() {
-            flight.away()
+            patience_max *= 2;
+            if flight.away() {
+                silent.insert(node);
+            }
         } else {
             flight.answered()
         }
@@ -199,6 +305,12 @@ async fn write_shard(
                     return Err(failure(&why, uncertain));
                 }
             }
+            Meaning::NotLeader(Some(leader))
+                if passed_on.is_none() && leader != node && (silent.contains(&leader) || shunned.contains(&leader)) =>
+            {
+                through = Some(node);
+                at_once = true;
+            }
             Meaning::NotLeader(leader) => {
                 let new = leader.filter(|leader| *leader != node && hint != Some(*leader));
                 view.set_leader(shard, new);
@@ -213,7 +325,7 @@ async fn write_shard(
             let longest = (PAUSE.0 * (1 << round.min(6))).min(PAUSE.1);
             round += 1;
             let pause = longest.mul_f64(random.random_range(0.5..1.0));
-            sleep_until(sending.until.min(Instant::now() + pause)).await;
+            sleep_until(until.min(Instant::now() + pause)).await;
         }
     }
 }

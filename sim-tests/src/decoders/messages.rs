@@ -8,11 +8,12 @@ use nearring_node::raft::{Entry, LogId, Membership, Proposal, StoredMembership, 
 use nearring_proto::collection::{Collection, CollectionSpec, CollectionUpdate};
 use nearring_proto::convert;
 use nearring_proto::coverage::Coverage;
+use nearring_proto::examples::{Examples, Pair};
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::{PointId, ReplicaId, RequestId, Version};
 use nearring_proto::placement::table::{Change, Node, Shard, Table};
 use nearring_proto::position::ReadToken;
-use nearring_proto::query::SearchQuery;
+use nearring_proto::query::{SearchQuery, Target};
 use nearring_proto::vector::Vector;
 use nearring_proto::wire;
 use nearring_proto::write::{Outcome, Point, PointRecord, Precondition};
@@ -246,7 +247,7 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
     seeds.push(of::<wire::RequestId>(8, request));
     let query = SearchQuery {
         vector_name: String::new(),
-        vector: vec![0.6, 0.8].into(),
+        target: vec![0.6, 0.8].into(),
         limit: 10,
         filter: serde_json::from_str(r#"{"all":[{"exists":"n"},{"not":{"ids":[7,"x"]}}]}"#).ok(),
         exact: false,
@@ -256,7 +257,12 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
         score_threshold: Some(0.1),
     };
     for (vector_name, vector) in super::machine::others() {
-        seeds.push(of::<wire::SearchQuery>(4, SearchQuery { vector_name, vector, ..query.clone() }));
+        let pairs = vec![Pair { liked: vector.clone(), disliked: vector.clone() }];
+        let discover = Target::Examples(Examples::Discover { target: vector.clone(), pairs });
+        for target in [Target::Near(vector), discover] {
+            let vector_name = vector_name.clone();
+            seeds.push(of::<wire::SearchQuery>(4, SearchQuery { vector_name, target, ..query.clone() }));
+        }
     }
     seeds.push(of::<wire::SearchQuery>(4, query));
     seeds

@@ -122,7 +122,7 @@ fn whole(segment: Segment) {
     };
     let query = SearchQuery {
         vector_name: segment.vector().to_owned(),
-        vector: vec![0.5; segment.spec().dimension as usize].into(),
+        target: vec![0.5; segment.spec().dimension as usize].into(),
         limit: 10,
         filter: None,
         exact: true,

@@ -120,7 +120,9 @@ impl Dev {
         let mut settings = nearring_router::settings::Settings::new(addresses);
         let variable = |name: &str| std::env::var(name).ok();
         self.models.apply(&mut settings, variable).map_err(|error| Failure::new(error.to_string()))?;
-        let mut servers = start(&self.data, settings, (router, http), listeners, &node_ports, &stopping)?;
+        let builder = RouterBuilder::new(settings)
+            .more_embedders(self.models.local().map_err(|error| Failure::new(error.to_string()))?);
+        let mut servers = start(&self.data, builder, (router, http), listeners, &node_ports, &stopping)?;
         let address = format!("127.0.0.1:{router_port}");
         let http = format!("http://127.0.0.1:{http_port}");
         let client = client(&address)?;
@@ -228,13 +230,13 @@ fn lock(data: &Path) -> Result<Vec<Lock>, Failure> {
 /// Starts the servers; each yields why it ended, which before the stop is a failure whatever it says.
 fn start(
     data: &Path,
-    settings: nearring_router::settings::Settings,
+    router: RouterBuilder,
     (grpc, http): (TcpListener, TcpListener),
     listeners: Vec<(u64, TcpListener)>,
     node_ports: &[u16],
     stopping: &watch::Receiver<bool>,
 ) -> Result<JoinSet<Failure>, Failure> {
-    let router = RouterBuilder::new(settings).start().map_err(|error| Failure::new(format!("the router: {error}")))?;
+    let router = router.start().map_err(|error| Failure::new(format!("the router: {error}")))?;
     let addresses: Vec<String> = node_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let seeds: Vec<(NodeId, String)> = (1..).map(NodeId).zip(addresses.iter().cloned()).collect();
     let mut servers = JoinSet::new();

@@ -10,6 +10,7 @@ mod collection;
 mod delete;
 mod dev;
 mod get;
+mod health;
 mod import;
 mod output;
 mod search;
@@ -59,6 +60,8 @@ enum Command {
     /// Create, list, describe or delete collections.
     #[command(subcommand)]
     Collection(collection::Collection),
+    /// Ask one server, a node or a router, whether it serves. Fails where it does not.
+    Health(health::Health),
     /// Look at the nodes and replicas.
     #[command(subcommand)]
     Cluster(cluster::Cluster),
@@ -105,6 +108,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(command) => command.run(context()?).await,
         Command::Ask(command) => command.run(context()?).await,
         Command::Collection(command) => command.run(context()?).await,
+        Command::Health(command) => {
+            command.run(&cli.router, Duration::from_millis(u64::from(cli.deadline_ms)), output).await
+        }
         Command::Cluster(command) => command.run(context()?).await,
     }
 }

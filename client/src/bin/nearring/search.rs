@@ -113,6 +113,7 @@ impl Search {
             with_payload: true,
             with_vectors: self.with_vectors,
             score_threshold: self.threshold,
+            examples: None,
         };
         let request = wire::SearchRequest {
             collection: self.collection,

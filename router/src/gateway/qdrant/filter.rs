@@ -11,7 +11,7 @@ use crate::failure::Error;
 /// A filter as it is sent.
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
-pub(super) struct QdrantFilter {
+pub(in crate::gateway) struct QdrantFilter {
     #[serde(default)]
     must: Some<Condition>,
     #[serde(default)]
@@ -190,7 +190,7 @@ impl QdrantFilter {
     ///
     /// # Errors
     /// Where [`Filter::check`] refuses it, or a condition is not supported.
-    pub(super) fn read(self) -> Result<Filter, Error> {
+    pub(in crate::gateway) fn read(self) -> Result<Filter, Error> {
         let filter = self.convert()?;
         filter.check()?;
         Ok(filter)

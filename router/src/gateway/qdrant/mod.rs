@@ -34,13 +34,13 @@ use crate::plan::ReadOptions;
 
 mod collections;
 pub mod copy;
-mod filter;
+pub(super) mod filter;
 mod groups;
 pub mod grpc;
 mod openapi;
 mod points;
 mod query;
-mod values;
+pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
 pub const VERSION: &str = "1.20.0";
@@ -125,6 +125,8 @@ fn operations() -> Operations {
         .on(POST, &at("/points/recommend"), "Recommend points", List, query::recommend)
         .on(POST, &at("/points/recommend/batch"), "Batch of recommendations", List, query::recommend_batch)
         .on(POST, &at("/points/recommend/groups"), "Recommend groups", Object, groups::recommend)
+        .on(POST, &at("/points/discover"), "Discover points", List, query::discover)
+        .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::discover_batch)
         .on(POST, &at("/facet"), "Count values", Object, points::facet)
 }
 
@@ -160,7 +162,6 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/discover", "discover"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
         ("/vectors/", "named vectors added to a collection or taken from it"),

@@ -7,11 +7,12 @@ use std::pin::Pin;
 
 use axum::extract::{Path, State};
 use nearring_proto::collection::CollectionSpec;
+use nearring_proto::examples::{Examples, Pair};
 use nearring_proto::filter::Filter;
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::order::Order;
-use nearring_proto::query::SearchQuery;
+use nearring_proto::query::{SearchQuery, Target};
 use nearring_proto::vector::{Metric, Vector as Stored};
 use nearring_proto::write::PointRecord;
 use schemars::JsonSchema;
@@ -103,14 +104,10 @@ enum Asks {
         sample: Sample,
     },
     Discover {
-        #[serde(rename = "discover")]
-        #[schemars(with = "Value")]
-        _discover: IgnoredAny,
+        discover: Discover,
     },
     Context {
-        #[serde(rename = "context")]
-        #[schemars(with = "Value")]
-        _context: IgnoredAny,
+        context: Pairs,
     },
     Formula {
         #[serde(rename = "formula")]
@@ -133,6 +130,35 @@ enum Example {
     Vector(Vector),
 }
 
+/// To be near to the target, on the positive side of as many pairs as can be.
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
+pub(super) struct Discover {
+    target: Example,
+    #[serde(default)]
+    context: Option<Pairs>,
+}
+
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
+#[serde(untagged)]
+enum Pairs {
+    Many(Vec<PairOf>),
+    One(PairOf),
+}
+
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
+struct PairOf {
+    positive: Example,
+    negative: Example,
+}
+
+#[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum Strategy {
+    AverageVector,
+    BestScore,
+    SumScores,
+}
+
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 struct Recommend {
     #[serde(default)]
@@ -140,7 +166,7 @@ struct Recommend {
     #[serde(default)]
     negative: Vec<Example>,
     #[serde(default)]
-    strategy: Option<String>,
+    strategy: Option<Strategy>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
@@ -269,14 +295,14 @@ impl Search<'_> {
                 Filter::Ids(ids.into_iter().collect())
             });
             let parameters = query.params.unwrap_or_default();
-            let nearest = |vector: Stored, mut all: Vec<Filter>| {
+            let search = |target: Target, mut all: Vec<Filter>| {
                 all.extend(filter.clone());
                 // Candidates are few: they are compared one by one.
                 let exact = parameters.exact.unwrap_or(false) || candidates.is_some();
                 all.extend(candidates.clone());
                 SearchQuery {
                     vector_name: using.clone(),
-                    vector,
+                    target,
                     limit: wanted.min(SearchQuery::LIMIT_MAX),
                     filter: (!all.is_empty()).then_some(Filter::All(all)),
                     exact,
@@ -289,17 +315,25 @@ impl Search<'_> {
             let mut hits = match query.query {
                 Some(Asks::Example(example) | Asks::Nearest { nearest: example, mmr: None }) => {
                     let (vector, seen) = self.example(example, source).await?;
-                    self.search(nearest(vector, without(seen))).await?
+                    self.search(search(Target::Near(vector), without(seen))).await?
                 }
                 Some(Asks::Nearest { nearest: example, mmr: Some(mmr) }) => {
                     let (vector, seen) = self.example(example, source).await?;
-                    let mut candidates = nearest(vector, without(seen));
+                    let mut candidates = search(Target::Near(vector), without(seen));
                     candidates.limit = mmr.candidates_limit.unwrap_or(limit).clamp(1, SearchQuery::LIMIT_MAX);
                     self.diverse(candidates, mmr.diversity.unwrap_or(0.5), wanted, carry).await?
                 }
                 Some(Asks::Recommend { recommend }) => {
-                    let (vector, seen) = self.recommend(recommend, source).await?;
-                    self.search(nearest(vector, without(seen))).await?
+                    let (target, seen) = self.recommend(recommend, source).await?;
+                    self.search(search(target, without(seen))).await?
+                }
+                Some(Asks::Discover { discover }) => {
+                    let (target, seen) = self.discover(Some(discover.target), discover.context, source).await?;
+                    self.search(search(target, without(seen))).await?
+                }
+                Some(Asks::Context { context }) => {
+                    let (target, seen) = self.discover(None, Some(context), source).await?;
+                    self.search(search(target, without(seen))).await?
                 }
                 Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?,
                 Some(Asks::Rrf { rrf }) => {
@@ -315,8 +349,6 @@ impl Search<'_> {
                     let order = Order::Random(self.pipeline.view().draw());
                     self.listed(Some(order), Filter::All(filter), wanted, carry).await?
                 }
-                Some(Asks::Discover { .. }) => return Err(not_supported("query discover").0),
-                Some(Asks::Context { .. }) => return Err(not_supported("query context").0),
                 Some(Asks::Formula { .. }) => return Err(not_supported("query formula").0),
                 Some(Asks::Feedback { .. }) => return Err(not_supported("query relevance_feedback").0),
                 None if !has_prefetch => {
@@ -383,12 +415,10 @@ impl Search<'_> {
         }
     }
 
-    /// The average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Stored, Vec<PointId>), Error> {
-        if wanted.strategy.as_deref().is_some_and(|strategy| strategy != "average_vector") {
-            return Err(not_supported("recommend by best or summed scores").0);
-        }
-        if wanted.positive.is_empty() {
+    /// What examples speak for: by default the average of what is liked, moved away from the average of what is not.
+    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Target, Vec<PointId>), Error> {
+        let strategy = wanted.strategy.unwrap_or(Strategy::AverageVector);
+        if wanted.positive.is_empty() && (strategy == Strategy::AverageVector || wanted.negative.is_empty()) {
             return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
         }
         let mut seen = Vec::new();
@@ -400,8 +430,47 @@ impl Search<'_> {
                 vectors.push(vector);
             }
         }
-        let [liked, not] = sides;
-        Ok((recommended(liked, not)?, seen))
+        let [liked, disliked] = sides;
+        let target = match strategy {
+            Strategy::AverageVector => Target::Near(recommended(liked, disliked)?),
+            Strategy::BestScore => Target::Examples(Examples::Best { liked, disliked }),
+            Strategy::SumScores => Target::Examples(Examples::Sum { liked, disliked }),
+        };
+        Ok((target, seen))
+    }
+
+    /// Pairs of examples, each with a side to be on, and perhaps a target.
+    async fn discover(
+        &self,
+        target: Option<Example>,
+        context: Option<Pairs>,
+        source: Source<'_>,
+    ) -> Result<(Target, Vec<PointId>), Error> {
+        let context = match context {
+            None => Vec::new(),
+            Some(Pairs::One(one)) => vec![one],
+            Some(Pairs::Many(many)) => many,
+        };
+        if target.is_none() && context.is_empty() {
+            return Err(Error::invalid("context", "is empty; give at least one pair"));
+        }
+        let mut seen = Vec::new();
+        let mut pairs = Vec::with_capacity(context.len());
+        for PairOf { positive, negative } in context {
+            let (liked, first) = self.example(positive, source).await?;
+            let (disliked, second) = self.example(negative, source).await?;
+            seen.extend([first, second].into_iter().flatten());
+            pairs.push(Pair { liked, disliked });
+        }
+        let examples = match target {
+            None => Examples::Context { pairs },
+            Some(target) => {
+                let (target, id) = self.example(target, source).await?;
+                seen.extend(id);
+                Examples::Discover { target, pairs }
+            }
+        };
+        Ok((Target::Examples(examples), seen))
     }
 
     /// Points as a scroll lists them. Their score says nothing.
@@ -641,6 +710,48 @@ pub(super) async fn recommend_batch(
     Path(collection): Path<String>,
     asked: Asked,
     Body(body): Body<Batch<OldRecommend>>,
+) -> Answer<Value> {
+    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
+    let lists = futures::future::try_join_all(searches).await?;
+    Ok(asked.told(lists.into_iter().map(Value::from).collect()))
+}
+
+/// The older discovery: target and context beside each other; without a target the context alone.
+#[derive(Deserialize, JsonSchema, Debug, Clone)]
+pub(super) struct OldDiscover {
+    #[serde(default)]
+    target: Option<Example>,
+    #[serde(default)]
+    context: Option<Pairs>,
+    #[serde(flatten)]
+    rest: Query,
+}
+
+impl OldDiscover {
+    pub(super) fn query(self) -> Query {
+        let context = self.context.unwrap_or(Pairs::Many(Vec::new()));
+        let asks = match self.target {
+            None => Asks::Context { context },
+            Some(target) => Asks::Discover { discover: Discover { target, context: Some(context) } },
+        };
+        Query { query: Some(asks), ..self.rest }
+    }
+}
+
+pub(super) async fn discover(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<OldDiscover>,
+) -> Answer<Value> {
+    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+}
+
+pub(super) async fn discover_batch(
+    State(door): State<Door>,
+    Path(collection): Path<String>,
+    asked: Asked,
+    Body(body): Body<Batch<OldDiscover>>,
 ) -> Answer<Value> {
     let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
     let lists = futures::future::try_join_all(searches).await?;

@@ -15,7 +15,7 @@ use crate::failure::{Error, Kind};
 /// A number, or a text: a UUID however it is spelt, or anything else.
 #[derive(Deserialize, JsonSchema, Serialize, Clone, PartialEq, Eq, Debug)]
 #[serde(untagged)]
-pub(super) enum Id {
+pub(in crate::gateway) enum Id {
     Number(u64),
     Text(String),
 }
@@ -34,7 +34,7 @@ impl From<Id> for PointId {
 }
 
 /// An id as it is answered.
-pub(super) fn id_json(id: &PointId) -> Value {
+pub(in crate::gateway) fn id_json(id: &PointId) -> Value {
     match id {
         PointId::Number(number) => json!(number),
         PointId::Uuid(uuid) => json!(uuid.to_string()),
@@ -56,7 +56,7 @@ pub(super) enum Vectors {
 /// One named vector.
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(untagged)]
-pub(super) enum Vector {
+pub(in crate::gateway) enum Vector {
     Dense(Vec<f32>),
     // Before the sparse one, which two rows of whole numbers would be as well: serde reads a struct from a list, too.
     Multi(Vec<Vec<f32>>),
@@ -68,7 +68,7 @@ pub(super) enum Vector {
 /// Indices and their values.
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Sparse {
+pub(in crate::gateway) struct Sparse {
     pub(super) indices: Vec<u32>,
     pub(super) values: Vec<f32>,
 }
@@ -93,7 +93,7 @@ impl Vector {
     ///
     /// # Errors
     /// Where it is none, or not a whole one.
-    pub(super) fn read(self, field: &str) -> Result<Stored, Error> {
+    pub(in crate::gateway) fn read(self, field: &str) -> Result<Stored, Error> {
         let read = match self {
             Self::Dense(values) => Ok(values.into()),
             Self::Sparse(Sparse { indices, values }) => SparseVector::new(indices, values).map(Stored::from),
