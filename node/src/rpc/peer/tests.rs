@@ -395,16 +395,20 @@ fn a_silent_stream_is_given_up_and_dialled_anew() {
         let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, target, cut) = (proxy.local_addr().unwrap(), node.addr, Arc::new(Notify::new()));
         let (cutter, (opened, mut connections)) = (cut.clone(), watch::channel(0));
+        let (carries_nothing, mut is_cut) = watch::channel(false);
         crate::raft::spawn(async move {
             loop {
                 let (mut near, _) = proxy.accept().await.unwrap();
                 opened.send_modify(|count| *count += 1);
-                let cut = cut.clone();
+                let (cut, carries_nothing) = (cut.clone(), carries_nothing.clone());
                 crate::raft::spawn(async move {
                     let mut far = TcpStream::connect(target).await.unwrap();
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        () = cut.notified() => std::future::pending().await,
+                        () = cut.notified() => {
+                            carries_nothing.send_replace(true);
+                            std::future::pending().await
+                        }
                     }
                 });
             }
@@ -413,6 +417,8 @@ fn a_silent_stream_is_given_up_and_dialled_anew() {
         append_to(&mut network).await.unwrap();
         assert_eq!(*connections.borrow_and_update(), 1);
         cutter.notify_waiters();
+        // Until the wire has run, it could still carry a request and its answer.
+        is_cut.wait_for(|cut| *cut).await.unwrap();
         let start = Instant::now();
         let errors = eventually(&mut network).await;
         let took = start.elapsed();
