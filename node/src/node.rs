@@ -494,6 +494,7 @@ impl Running {
                 }
                 let _ = host.group.set(Arc::new(raft.clone()));
                 self.spawn(meta.clone().lead());
+                self.spawn(raft::unheard::watch(raft.clone(), settings.raft.election.1));
                 Some(raft)
             }
             None => {

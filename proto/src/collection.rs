@@ -254,9 +254,6 @@ impl CollectionSpec {
     pub fn check(&self) -> Result<(), InvalidInput> {
         check_name(&self.name, "name")?;
         let vectors = self.vectors.len() + self.sparse_vectors.len() + self.multi_vectors.len();
-        if vectors == 0 {
-            return Err(InvalidInput::new("vectors", "is empty; a collection needs at least one vector"));
-        }
         check_count(vectors, Self::VECTORS_MAX, "vectors")?;
         for (name, spec) in &self.vectors {
             spec.check(name)?;
@@ -465,6 +462,9 @@ impl VectorSpec {
         if self.scalar == ScalarKind::I8 && self.metric != Metric::Cosine {
             let reason = "i8 holds components in [-1, 1] and so serves cosine only; give f16 or f32";
             return Err(InvalidInput::new(format!("{field}.scalar"), reason));
+        }
+        if self.metric == Metric::L1 && self.scalar != ScalarKind::F32 {
+            return Err(InvalidInput::new(format!("{field}.scalar"), "graphs over l1 hold f32 only; give f32"));
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use siphasher::sip::SipHasher13;
 
 use crate::collection::{CollectionSpec, InvalidInput};
 use crate::ids::PointId;
@@ -188,6 +189,13 @@ pub enum Filter {
     },
     /// The point has a vector of this name.
     HasVector(String),
+    /// The id falls into part `index` of the `total` that ids fall into evenly and forever, by a hash of their own.
+    Slice {
+        /// How many parts, at least 1.
+        total: u32,
+        /// Which, below `total`.
+        index: u32,
+    },
 }
 
 /// A place on Earth, in degrees.
@@ -312,6 +320,11 @@ impl Filter {
                 _ => false,
             }),
             Filter::HasVector(name) => has_vector(name),
+            Filter::Slice { total, index } => {
+                // Keys of its own, so that a slice is not a shard.
+                let hash = SipHasher13::new_with_keys(0x736c_6963_6573, 0).hash(&id.to_key());
+                hash.checked_rem(u64::from(*total)) == Some(u64::from(*index))
+            }
         }
     }
 
@@ -603,7 +616,7 @@ fn collect_paths<'a>(filter: &'a Filter, paths: &mut BTreeSet<&'a str>) {
             paths.insert(path);
         }
         Filter::AtLeast { filters, .. } => filters.iter().for_each(|filter| collect_paths(filter, paths)),
-        Filter::Ids(_) | Filter::HasVector(_) => {}
+        Filter::Ids(_) | Filter::HasVector(_) | Filter::Slice { .. } => {}
     }
 }
 
@@ -668,6 +681,11 @@ fn check_condition(filter: &Filter, field: &str, depth: usize, budget: &mut Budg
             Err(InvalidInput::new(format!("{field}.has_vector"), reason))
         }
         Filter::HasVector(_) => Ok(()),
+        Filter::Slice { total, index } if index < total => Ok(()),
+        Filter::Slice { total, index } => {
+            let reason = format!("is {index}, must be below the total of {total} slices");
+            Err(InvalidInput::new(format!("{field}.slice.index"), reason))
+        }
         Filter::Ids(ids) => {
             let field = format!("{field}.ids");
             budget.take_values(&field, ids.len())?;

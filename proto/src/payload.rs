@@ -33,7 +33,7 @@ pub fn parse(bytes: &[u8]) -> Result<Payload, PayloadError> {
 /// Visits every value that `path` names: keys joined by dots, descending through arrays element by element (`tags`
 /// over `["a","b"]` visits the array's elements as well as paths like `items.name` over an array of objects). A key
 /// that itself contains a dot is found where the whole remaining path names it. Brackets behind a key choose among the
-/// items of its array: `tags[0]` the first, `tags[]` each.
+/// items of its array: `tags[0]` the first, `tags[]` each. A key in quotes is meant letter for letter: `"a.b".c`.
 pub fn visit<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
     descend(payload, path, &mut |value| visit_leaf(value, found));
 }
@@ -45,6 +45,16 @@ pub fn visit_written<'a>(payload: &'a Payload, path: &str, found: &mut dyn FnMut
 
 fn descend<'a>(object: &'a Payload, path: &str, found: &mut dyn FnMut(&'a Value)) {
     if at_key(object, path, found) {
+        return;
+    }
+    if let Some((key, rest)) = path.strip_prefix('"').and_then(|path| path.split_once('"')) {
+        let (places, rest) = rest.split_once('.').map_or((rest, None), |(places, rest)| (places, Some(rest)));
+        if let Some(value) = object.get(key) {
+            at_places(value, places, &mut |value| match rest {
+                Some(rest) => descend_value(value, rest, found),
+                None => found(value),
+            });
+        }
         return;
     }
     let mut from = 0;
@@ -125,6 +135,21 @@ mod tests {
         assert_eq!(seen("d[0]"), [9]);
         for nothing in ["a[2]", "a[x]", "a[0", "e[0]", "e[]", "[0]", "a[0]x", "f[0]"] {
             assert!(seen(nothing).is_empty(), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn keys_in_quotes_are_meant_letter_for_letter() {
+        let payload = parse(br#"{"a.b":{"c":1},"a":{"b":{"c":2}},"":[{"d.e":3}]}"#).unwrap();
+        for (path, wanted) in
+            [("\"a.b\".c", vec![1]), ("a.b.c", vec![2]), ("\"a\".b.c", vec![2]), ("\"\"[0].\"d.e\"", vec![3])]
+        {
+            let mut seen = Vec::new();
+            visit(&payload, path, &mut |value| seen.push(value.as_i64().unwrap()));
+            assert_eq!(seen, wanted, "{path}");
+        }
+        for nothing in ["\"a", "\"b\"", "\"a\"b", "\"a\"[0]"] {
+            visit(&payload, nothing, &mut |value| panic!("{nothing} is {value}"));
         }
     }
 

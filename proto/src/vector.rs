@@ -18,12 +18,14 @@ pub enum Metric {
     Dot,
     /// Euclidean distance; lower is nearer.
     L2,
+    /// Manhattan distance, the sum of absolute differences; lower is nearer.
+    L1,
 }
 
 impl Metric {
     /// Whether a larger score is a nearer hit.
     pub fn higher_is_nearer(self) -> bool {
-        !matches!(self, Metric::L2)
+        !matches!(self, Metric::L2 | Metric::L1)
     }
 }
 
@@ -33,7 +35,7 @@ impl Metric {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum ScalarKind {
-    /// 32-bit float.
+    /// 32-bit float; the only one for L1.
     F32,
     /// 16-bit float; the default for dot and L2.
     F16,
@@ -47,6 +49,7 @@ impl ScalarKind {
         match metric {
             Metric::Cosine => ScalarKind::I8,
             Metric::Dot | Metric::L2 => ScalarKind::F16,
+            Metric::L1 => ScalarKind::F32,
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn audit(work: &SealWork, graph: &Graph) -> Result<Report, GraphError
         let walked = graph.walk(query, breadth)?;
         let mut members = walked.keys.iter().filter_map(|found| work.members.get(usize::try_from(*found).ok()?));
         let found = match work.spec.metric {
-            Metric::Cosine | Metric::L2 => {
+            Metric::Cosine | Metric::L2 | Metric::L1 => {
                 let tolerance = if work.spec.metric == Metric::Cosine { SAME_DIRECTION } else { 0.0 };
                 let as_near = graph.own_distance(query) + tolerance;
                 let no_room =
@@ -73,9 +73,12 @@ mod tests {
 
     #[test]
     fn a_graph_that_lacks_members_fails() {
-        for (metric, scalar) in
-            [(Metric::Cosine, ScalarKind::I8), (Metric::L2, ScalarKind::F16), (Metric::Dot, ScalarKind::F16)]
-        {
+        for (metric, scalar) in [
+            (Metric::Cosine, ScalarKind::I8),
+            (Metric::L2, ScalarKind::F16),
+            (Metric::Dot, ScalarKind::F16),
+            (Metric::L1, ScalarKind::F32),
+        ] {
             let rng = &mut SmallRng::seed_from_u64(5);
             let members = (0..1_000_u64).map(|number| {
                 let mut values: Vec<f32> = (0..16).map(|_| rng.random_range(-1.0_f32..1.0)).collect();
@@ -101,7 +104,7 @@ mod tests {
             // For dot the long vectors are what everyone finds; for the others every member is found by itself.
             let lacking: Vec<u32> = match metric {
                 Metric::Dot => all.iter().copied().filter(|row| row % 4 != 0 && Some(*row) != best).collect(),
-                Metric::Cosine | Metric::L2 => all.iter().copied().filter(|row| row % 20 != 0).collect(),
+                Metric::Cosine | Metric::L2 | Metric::L1 => all.iter().copied().filter(|row| row % 20 != 0).collect(),
             };
             let lacking = audit(&work, &graph_over(&lacking)).unwrap();
             assert!(!lacking.passed(), "{metric:?} {lacking:?}");

@@ -19,7 +19,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use nearring_proto::collection::{IndexSpec, VectorSpec};
 use nearring_proto::vector::{Metric, ScalarKind};
 use usearch::ffi::Matches;
-use usearch::{Index, IndexOptions, MetricKind};
+use usearch::{Index, IndexOptions, MetricKind, VectorType};
 
 const F16_MAX: f32 = 65_504.0;
 
@@ -75,8 +75,10 @@ impl Graph {
         if !(factor.is_finite() && factor > 0.0) {
             return Err(GraphError(format!("was built with the factor {factor}")));
         }
-        let graph = Self::empty(spec, index, factor)?;
+        let mut graph = Self::empty(spec, index, factor)?;
         graph.index.load_from_buffer(bytes).map_err(error)?;
+        // Loading brings back the metric of the header.
+        measure(&mut graph.index, spec)?;
         let found = (graph.index.size(), graph.index.dimensions(), graph.index.connectivity());
         let wanted = (rows, spec.dimension as usize, index.m as usize);
         if found != wanted {
@@ -105,6 +107,8 @@ impl Graph {
                 Metric::Cosine => MetricKind::Cos,
                 Metric::Dot => MetricKind::IP,
                 Metric::L2 => MetricKind::L2sq,
+                // usearch has no such metric: the name in its header is this one's, the distances are `manhattan`'s.
+                Metric::L1 => MetricKind::L2sq,
             },
             quantization: match spec.scalar {
                 ScalarKind::F32 => usearch::ScalarKind::F32,
@@ -116,7 +120,8 @@ impl Graph {
             expansion_search: 1,
             multi: false,
         };
-        let index = Index::new(&options).map_err(error)?;
+        let mut index = Index::new(&options).map_err(error)?;
+        measure(&mut index, spec)?;
         Ok(Self { index, scalar: spec.scalar, factor, gate: Gate::new() })
     }
 
@@ -167,6 +172,31 @@ impl Graph {
             Seen::Floats(_) => 0.0,
         }
     }
+}
+
+/// Has the index measure by what usearch itself does not know.
+fn measure(index: &mut Index, spec: &VectorSpec) -> Result<(), GraphError> {
+    if spec.metric != Metric::L1 {
+        return Ok(());
+    }
+    if spec.scalar != ScalarKind::F32 {
+        return Err(GraphError("holds f32 only, where distances are Manhattan's".to_owned()));
+    }
+    let dimension = spec.dimension as usize;
+    f32::change_metric(index, Box::new(move |a, b| manhattan(a, b, dimension))).map_err(error)
+}
+
+/// The sum of absolute differences. Never panics: usearch calls this.
+fn manhattan(a: *const f32, b: *const f32, dimension: usize) -> f32 {
+    // Sums of their own for a register's worth of lanes, which the compiler may not make of one.
+    let mut sums = [0.0_f32; 8];
+    for at in 0..dimension {
+        // SAFETY: usearch passes vectors of the index's scalars (f32, see `measure`) and dimension; it does not promise that
+        // they are aligned.
+        let (x, y) = unsafe { (a.add(at).read_unaligned(), b.add(at).read_unaligned()) };
+        sums[at % 8] += (x - y).abs();
+    }
+    sums.iter().sum()
 }
 
 /// A vector as a graph is given it.

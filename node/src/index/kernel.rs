@@ -46,6 +46,11 @@ fn squared_difference(x: f32, y: f32) -> f32 {
     difference * difference
 }
 
+#[inline(always)]
+fn absolute_difference(x: f32, y: f32) -> f32 {
+    (x - y).abs()
+}
+
 /// The portable version, which the others must equal bit for bit.
 mod portable {
     pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -53,6 +58,9 @@ mod portable {
     }
     pub(super) fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
         super::lanes_of(a, b, super::squared_difference)
+    }
+    pub(super) fn l1(a: &[f32], b: &[f32]) -> f32 {
+        super::lanes_of(a, b, super::absolute_difference)
     }
 }
 
@@ -62,8 +70,8 @@ mod portable {
 mod wide {
     use std::arch::x86_64::{
         __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-        _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
-        _mm256_mul_ps, _mm256_setzero_ps, _mm256_sub_ps,
+        _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_maskload_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_sub_ps,
     };
 
     /// Eight integers from place 8 − n on select the first n lanes.
@@ -120,6 +128,13 @@ mod wide {
             _mm256_mul_ps(difference, difference)
         })
     }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn l1_avx2(a: &[f32], b: &[f32]) -> f32 {
+        // All bits but the sign's.
+        let sign = _mm256_set1_ps(-0.0);
+        lanes_of(a, b, |x, y| _mm256_andnot_ps(sign, _mm256_sub_ps(x, y)))
+    }
 }
 
 /// Inner product. Slices of different lengths count to the shorter one.
@@ -144,21 +159,34 @@ pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     portable::squared_l2(a, b)
 }
 
-/// The score of a stored vector for a query: similarity for cosine (both at unit length) and dot, distance for L2.
+/// The sum of absolute differences. Slices of different lengths count to the shorter one.
+#[inline]
+pub fn l1(a: &[f32], b: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all the function asks for.
+        return unsafe { wide::l1_avx2(a, b) };
+    }
+    portable::l1(a, b)
+}
+
+/// The score of a stored vector for a query: similarity for cosine (both at unit length) and dot, distance for L2 and L1.
 #[inline]
 pub fn score(metric: Metric, query: &[f32], stored: &[f32]) -> f32 {
     match metric {
         Metric::Cosine | Metric::Dot => dot(query, stored),
         Metric::L2 => squared_l2(query, stored).sqrt(),
+        Metric::L1 => l1(query, stored),
     }
 }
 
-/// How alike two vectors are, more being nearer: their product, or for L2 the squared distance, negative.
+/// How alike two vectors are, more being nearer: their product, or for L2 the squared distance and for L1 the distance, negative.
 #[inline]
 pub fn likeness(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::Cosine | Metric::Dot => dot(a, b),
         Metric::L2 => -squared_l2(a, b),
+        Metric::L1 => -l1(a, b),
     }
 }
 
@@ -169,7 +197,7 @@ pub fn max_likeness(metric: Metric, query: &MultiVector, stored: &MultiVector) -
 }
 
 /// The score of a stored multi-vector for a query: for cosine and dot the sum over the query's rows of the largest product with
-/// any stored row; for L2 the root of the sum of the smallest squared distances. Added up in the order of the query's rows.
+/// any stored row; for L2 the root of the sum of the smallest squared distances, for L1 the sum of the smallest. Added up in the order of the query's rows.
 pub fn max_sim(metric: Metric, query: &MultiVector, stored: &MultiVector) -> f32 {
     let mut sum = 0.0_f32;
     for row in query.rows() {
@@ -177,6 +205,7 @@ pub fn max_sim(metric: Metric, query: &MultiVector, stored: &MultiVector) -> f32
         let best = match metric {
             Metric::Cosine | Metric::Dot => stored.rows().map(|other| dot(row, other)).max_by(f32::total_cmp),
             Metric::L2 => stored.rows().map(|other| squared_l2(row, other)).min_by(f32::total_cmp),
+            Metric::L1 => stored.rows().map(|other| l1(row, other)).min_by(f32::total_cmp),
         };
         sum += best.unwrap_or(0.0);
     }
@@ -216,6 +245,9 @@ mod tests {
             let wanted = by_the_rule(&a, &b, squared_difference).to_bits();
             prop_assert_eq!(squared_l2(&a, &b).to_bits(), wanted);
             prop_assert_eq!(portable::squared_l2(&a, &b).to_bits(), wanted);
+            let wanted = by_the_rule(&a, &b, absolute_difference).to_bits();
+            prop_assert_eq!(l1(&a, &b).to_bits(), wanted);
+            prop_assert_eq!(portable::l1(&a, &b).to_bits(), wanted);
         }
     }
 
@@ -234,5 +266,6 @@ mod tests {
         let b: Vec<f32> = (0..100_u32).map(|i| ((i * 53 % 97) as f32 - 48.0) / 67.0).collect();
         assert_eq!((dot(&a, &b).to_bits(), squared_l2(&a, &b).to_bits()), (1_070_013_945, 1_107_127_898));
         assert_eq!(score(Metric::L2, &[0.0, 3.0], &[4.0, 0.0]), 5.0);
+        assert_eq!(score(Metric::L1, &[0.0, 3.0], &[4.0, 0.0]), 7.0);
     }
 }

@@ -321,11 +321,12 @@ pub(super) fn metric_tag(metric: Metric) -> u8 {
         Metric::Cosine => 1,
         Metric::Dot => 2,
         Metric::L2 => 3,
+        Metric::L1 => 4,
     }
 }
 
 fn metric_of(tag: u8) -> Option<Metric> {
-    [Metric::Cosine, Metric::Dot, Metric::L2].into_iter().find(|metric| metric_tag(*metric) == tag)
+    [Metric::Cosine, Metric::Dot, Metric::L2, Metric::L1].into_iter().find(|metric| metric_tag(*metric) == tag)
 }
 
 pub(super) fn scalar_tag(scalar: ScalarKind) -> u8 {

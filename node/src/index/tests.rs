@@ -18,6 +18,7 @@ const SPECS: [(Metric, ScalarKind); 4] = [
     (Metric::Dot, ScalarKind::F16),
     (Metric::L2, ScalarKind::F16),
     (Metric::L2, ScalarKind::F32),
+    (Metric::L1, ScalarKind::F32),
 ];
 
 fn collection(dimension: u32, (metric, scalar): (Metric, ScalarKind), indexed: bool) -> CollectionSpec {
@@ -131,7 +132,7 @@ impl Oracle {
                 Target::Examples(examples) => Some(examples.score(|example| likeness(metric, example, values))),
             };
             let Some(score) = score else { continue };
-            let worse = |threshold: f32| if ranking == Metric::L2 { score > threshold } else { score < threshold };
+            let worse = |threshold: f32| if ranking.higher_is_nearer() { score < threshold } else { score > threshold };
             if !query.score_threshold.is_some_and(worse) {
                 found.push(Found { id: id.clone(), score, version: point.version });
             }
@@ -173,6 +174,7 @@ fn score(metric: Metric, query: &Vector, held: &Components) -> Option<f32> {
         (Vector::Multi(query), Components::Multi(vector)) => {
             let best = |row: &[f32]| match metric {
                 Metric::L2 => vector.rows().map(|held| kernel::squared_l2(row, held)).fold(f32::MAX, f32::min),
+                Metric::L1 => vector.rows().map(|held| kernel::l1(row, held)).fold(f32::MAX, f32::min),
                 _ => vector.rows().map(|held| kernel::dot(row, held)).fold(f32::MIN, f32::max),
             };
             let sum = query.rows().fold(0.0, |sum, row| sum + best(row));

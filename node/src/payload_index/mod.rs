@@ -149,7 +149,8 @@ impl PayloadIndexes {
             | Filter::GeoRadius { .. }
             | Filter::GeoPolygon { .. }
             | Filter::ValuesCount { .. }
-            | Filter::Nested { .. } => Answer::Unknown, // no index says more than the payload does
+            | Filter::Nested { .. }
+            | Filter::Slice { .. } => Answer::Unknown, // no index says more than the payload does
             Filter::HasVector(name) => Answer::Exact(having(name).map_or_else(RoaringBitmap::new, |slots| slots & all)),
             Filter::Ids(ids) => Answer::Exact(ids.iter().filter_map(slot_of).collect::<RoaringBitmap>() & all),
         }

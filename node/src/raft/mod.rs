@@ -12,6 +12,7 @@ pub mod group;
 pub mod log;
 pub mod membership;
 pub mod peers;
+pub(crate) mod unheard;
 
 use std::fmt;
 use std::future::Future;

@@ -4,7 +4,8 @@
 //! about segments and [`maintain`] carries that out. Here is the handle: writing through the log, and waiting until a read
 //! may be answered.
 //!
-//! Tasks: openraft's own, which end with [`Shard::stop`]; and the maintenance task, which [`Shard::start`] spawns.
+//! Tasks: openraft's own, which end with [`Shard::stop`]; and what [`Shard::start`] spawns, maintenance and the watch over a leader
+//! whom nobody answers.
 pub mod apply;
 pub mod files;
 pub mod maintain;
@@ -143,6 +144,8 @@ impl Shard {
             .map_err(|error| io::Error::other(error.to_string()))?;
         let shard = Arc::new(Self { id, state, raft, ctx, stop: CancellationToken::new() });
         crate::raft::spawn(maintain::run(shard.clone(), shard.stop.clone()));
+        let unheard = crate::raft::unheard::watch(shard.raft.clone(), shard.ctx.settings.raft.election.1);
+        crate::raft::spawn(shard.stop.clone().run_until_cancelled_owned(unheard));
         Ok(shard)
     }
 

@@ -16,10 +16,11 @@ impl TryFrom<wire::Metric> for Metric {
 
     fn try_from(message: wire::Metric) -> Result<Self, DecodeError> {
         match message {
-            wire::Metric::Unspecified => Err(DecodeError::new("metric", "is missing; give cosine, dot or l2")),
+            wire::Metric::Unspecified => Err(DecodeError::new("metric", "is missing; give cosine, dot, l2 or l1")),
             wire::Metric::Cosine => Ok(Metric::Cosine),
             wire::Metric::Dot => Ok(Metric::Dot),
             wire::Metric::L2 => Ok(Metric::L2),
+            wire::Metric::L1 => Ok(Metric::L1),
         }
     }
 }
@@ -30,6 +31,7 @@ impl From<Metric> for wire::Metric {
             Metric::Cosine => wire::Metric::Cosine,
             Metric::Dot => wire::Metric::Dot,
             Metric::L2 => wire::Metric::L2,
+            Metric::L1 => wire::Metric::L1,
         }
     }
 }

@@ -63,6 +63,7 @@ fn read(message: wire::Filter, field: &str, depth: usize) -> Result<Filter, Deco
         Kind::Exists(path) => Filter::Exists(path),
         Kind::IsNull(path) => Filter::IsNull(path),
         Kind::HasVector(name) => Filter::HasVector(name),
+        Kind::Slice(wire::filter::Slice { total, index }) => Filter::Slice { total, index },
         Kind::Ids(ids) => {
             let read_one = |(at, id)| {
                 PointId::try_from(id).map_err(|error: DecodeError| error.within(format_args!("{field}.ids[{at}]")))
@@ -155,6 +156,7 @@ impl From<Filter> for wire::Filter {
             Filter::Exists(path) => Kind::Exists(path),
             Filter::IsNull(path) => Kind::IsNull(path),
             Filter::HasVector(name) => Kind::HasVector(name),
+            Filter::Slice { total, index } => Kind::Slice(wire::filter::Slice { total, index }),
             Filter::Ids(ids) => Kind::Ids(wire::filter::Ids { ids: ids.into_iter().map(Into::into).collect() }),
             Filter::AtLeast { count, filters } => {
                 Kind::AtLeast(wire::filter::AtLeast { count, filters: list(filters).filters })

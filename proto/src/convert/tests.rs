@@ -125,7 +125,7 @@ fn kinds() -> impl Strategy<Value = BTreeMap<String, FieldKind>> {
 }
 
 fn vector_spec() -> impl Strategy<Value = VectorSpec> {
-    let metric = prop::sample::select(vec![Metric::Cosine, Metric::Dot, Metric::L2]);
+    let metric = prop::sample::select(vec![Metric::Cosine, Metric::Dot, Metric::L2, Metric::L1]);
     let scalar = prop::sample::select(vec![ScalarKind::F32, ScalarKind::F16, ScalarKind::I8]);
     (any::<u32>(), metric, scalar).prop_map(|(dimension, metric, scalar)| VectorSpec { dimension, metric, scalar })
 }
@@ -503,6 +503,7 @@ fn what_the_wire_leaves_out_gets_its_default() {
     };
     assert_eq!(vector(wire::Metric::Cosine), ScalarKind::I8);
     assert_eq!(vector(wire::Metric::Dot), ScalarKind::F16);
+    assert_eq!(vector(wire::Metric::L1), ScalarKind::F32);
     let index = IndexSpec::from(wire::IndexSpec { ef_search: 64, ..Default::default() });
     assert_eq!(index, IndexSpec { ef_search: 64, ..IndexSpec::default() });
     assert_eq!(CollectionSpec::try_from(wire::CollectionSpec::default()).unwrap().index, IndexSpec::default());

@@ -264,6 +264,7 @@ fn metric_name(metric: Metric) -> &'static str {
         Metric::Cosine => "cosine",
         Metric::Dot => "dot",
         Metric::L2 => "euclid",
+        Metric::L1 => "manhattan",
     }
 }
 
@@ -292,7 +293,7 @@ async fn search(State(door): State<Door>, Path(name): Path<String>, body: Bytes)
     let pipeline = &door.pipeline;
     let spec = pipeline.describe_collection(&name).await?.spec;
     let reads = ReadOptions::default();
-    let given_filter = wanted.filter.map(QdrantFilter::read).transpose()?;
+    let given_filter = QdrantFilter::read(wanted.filter, pipeline, &name).await?;
     let (using, vector, embedder, left_out) = match (wanted.text, wanted.vector, wanted.id) {
         (Some(_), None, None) if wanted.using.is_some() => {
             return Err(Error::invalid("using", "goes with vector or id; the collection says where texts are").into());

@@ -60,6 +60,7 @@ pub(crate) enum Metric {
     Cosine,
     Dot,
     L2,
+    L1,
 }
 
 impl Metric {
@@ -68,6 +69,7 @@ impl Metric {
             Metric::Cosine => wire::Metric::Cosine,
             Metric::Dot => wire::Metric::Dot,
             Metric::L2 => wire::Metric::L2,
+            Metric::L1 => wire::Metric::L1,
         }
     }
 }

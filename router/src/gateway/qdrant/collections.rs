@@ -3,7 +3,8 @@
 //! What has effect: vectors (size, distance, multivector_config), sparse vectors (modifier), `shard_number`, `replication_factor` (an even number counts as the next odd one:
 //! never fewer replicas than asked for), `hnsw_config.m` and `.ef_construct`. Everything else that Qdrant's clients send is
 //! taken and has none.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use axum::extract::{Path, State};
 use nearring_proto::collection::{
@@ -29,9 +30,9 @@ pub(super) struct Create {
     #[serde(default)]
     sparse_vectors: Option<BTreeMap<String, Option<SparseParams>>>,
     #[serde(default)]
-    shard_number: Option<u32>,
+    shard_number: Option<NonZeroU32>,
     #[serde(default)]
-    replication_factor: Option<u32>,
+    replication_factor: Option<NonZeroU32>,
     #[serde(default)]
     hnsw_config: Option<Hnsw>,
     #[serde(default)]
@@ -56,7 +57,7 @@ struct Echoed {
     #[serde(default, rename = "on_disk_payload")]
     _on_disk_payload: Option<bool>,
     #[serde(default, rename = "write_consistency_factor")]
-    _write_consistency_factor: Option<u32>,
+    _write_consistency_factor: Option<NonZeroU32>,
     #[serde(default, rename = "read_fan_out_factor")]
     _read_fan_out_factor: Option<u32>,
 }
@@ -148,14 +149,35 @@ struct Hnsw {
     ef_construct: Option<u32>,
 }
 
+impl Hnsw {
+    /// # Errors
+    /// Where a setting is below what Qdrant takes; what is merely beyond what is kept here is clamped.
+    fn check(&self) -> Result<(), Error> {
+        match self.ef_construct {
+            Some(ef @ 0..4) => {
+                Err(super::out_of_range("hnsw_config.ef_construct", format!("value {ef} invalid, must be 4 or larger")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The longest vector that Qdrant knows.
+const DIMENSION_MAX: u32 = 65_536;
+
 impl OneVector {
     /// Adds it to the settings, as the kind that it is.
     fn add(&self, name: String, spec: &mut CollectionSpec) -> Result<(), Error> {
+        if !(1..=DIMENSION_MAX).contains(&self.size) {
+            let field = if name.is_empty() { "vectors.size".to_owned() } else { format!("vectors.{name}.size") };
+            let reason = format!("value {} invalid, must be from 1 to {DIMENSION_MAX}", self.size);
+            return Err(super::out_of_range(field, reason));
+        }
         let metric = match self.distance {
             Distance::Cosine => Metric::Cosine,
             Distance::Euclid => Metric::L2,
             Distance::Dot => Metric::Dot,
-            Distance::Manhattan => return Err(not_supported("distance Manhattan").0),
+            Distance::Manhattan => Metric::L1,
         };
         if self.multivector_config.is_some() {
             spec.multi_vectors.insert(name, MultiSpec { dimension: self.size, metric });
@@ -216,13 +238,14 @@ pub(super) fn settings(name: String, body: Value) -> Result<(CollectionSpec, Map
         return Err(not_supported("custom sharding").0);
     }
     let hnsw = hnsw_config.unwrap_or_default();
+    hnsw.check()?;
     let defaults = IndexSpec::default();
     let mut spec = CollectionSpec {
         name,
         vectors: BTreeMap::new(),
         payload_indexes: BTreeMap::new(),
-        shard_count: shard_number.unwrap_or(0),
-        replication_factor: replication_factor.map_or(0, |wanted| wanted | 1),
+        shard_count: shard_number.map_or(0, NonZeroU32::get),
+        replication_factor: replication_factor.map_or(0, |wanted| wanted.get() | 1),
         routing_separator: String::new(),
         index: IndexSpec {
             // 0 asks Qdrant for no graph at all; here that is not a choice.
@@ -291,22 +314,34 @@ pub(super) async fn describe(State(door): State<Door>, Path(name): Path<String>,
     let points = door.pipeline.count(&name, None, &asked.reads()?).await?.count;
     let indexed = indexed(&door.pipeline, &collection).await?;
     let echo = echo(&door.pipeline, &name).await?;
-    let mut schema = Map::new();
-    for (path, kind) in &collection.spec.payload_indexes {
-        let there = door.pipeline.count(&name, Some(Filter::Exists(path.clone())), &asked.reads()?).await?.count;
-        schema.insert(path.clone(), json!({"data_type": data_type(*kind), "points": there}));
-    }
-    if let Some(Value::Object(declared)) = echo.get(SCHEMA) {
-        for (path, parameters) in declared {
-            let kind = parameters.get("type").cloned().unwrap_or_default();
-            let entry = schema.entry(path.clone()).or_insert_with(|| json!({"points": 0}));
-            entry["data_type"] = kind;
-            if parameters.as_object().is_some_and(|parameters| parameters.len() > 1) {
-                entry["params"] = parameters.clone();
-            }
-        }
-    }
+    let schema = schema(&door.pipeline, &collection.spec, &echo, &asked).await?;
     Ok(asked.told(info(&collection.spec, points, &indexed, &echo, schema)))
+}
+
+/// The payload indexes: those that were asked for here as they were written then, and those made elsewhere.
+async fn schema(
+    pipeline: &Pipeline,
+    spec: &CollectionSpec,
+    echo: &Map<String, Value>,
+    asked: &Asked,
+) -> Result<Map<String, Value>, Error> {
+    let mut schema = Map::new();
+    for (key, parameters) in echo.get(SCHEMA).and_then(Value::as_object).into_iter().flatten() {
+        let mut entry = json!({"data_type": parameters.get("type").cloned().unwrap_or_default()});
+        if parameters.as_object().is_some_and(|parameters| parameters.len() > 1) {
+            entry["params"] = parameters.clone();
+        }
+        schema.insert(key.clone(), entry);
+    }
+    let declared: BTreeSet<String> = schema.keys().map(|key| super::filter::path(key)).collect();
+    for (path, kind) in spec.payload_indexes.iter().filter(|(path, _)| !declared.contains(*path)) {
+        schema.insert(path.clone(), json!({"data_type": data_type(*kind)}));
+    }
+    for (key, entry) in &mut schema {
+        let there = Filter::Exists(super::filter::path(key));
+        entry["points"] = json!(pipeline.count(&spec.name, Some(there), &asked.reads()?).await?.count);
+    }
+    Ok(schema)
 }
 
 /// How far searches are served from segments.
@@ -363,6 +398,7 @@ fn info(
         let distance = match metric {
             Metric::Cosine => "Cosine",
             Metric::L2 => "Euclid",
+            Metric::L1 => "Manhattan",
             Metric::Dot => "Dot",
         };
         // The unnamed vector is sent alone, or under its empty name.
@@ -479,6 +515,7 @@ pub(super) async fn update(
     let spec = find(&door.pipeline, &name).await?.spec;
     let Update { hnsw_config, sparse_vectors, .. } = super::typed(&body)?;
     let hnsw = hnsw_config.unwrap_or_default();
+    hnsw.check()?;
     let mut modified = BTreeMap::new();
     for (vector, params) in sparse_vectors.unwrap_or_default() {
         let Some(known) = spec.sparse_vectors.get(&vector) else {
@@ -594,6 +631,17 @@ impl SchemaKind {
 /// Where index parameters are kept among what is told again.
 pub(super) const SCHEMA: &str = "payload_schema";
 
+/// The paths for which an index of this kind was asked for.
+///
+/// # Errors
+/// Where the collection is not there.
+pub(super) async fn declared(pipeline: &Pipeline, name: &str, kind: &str) -> Result<BTreeSet<String>, Error> {
+    let kept = echo(pipeline, name).await?;
+    let declared = kept.get(SCHEMA).and_then(Value::as_object).into_iter().flatten();
+    let of_kind = declared.filter(|(_, parameters)| parameters.get("type").is_some_and(|found| found == kind));
+    Ok(of_kind.map(|(path, _)| super::filter::path(path)).collect())
+}
+
 pub(super) async fn create_index(
     State(door): State<Door>,
     Path(name): Path<String>,
@@ -622,8 +670,8 @@ pub(super) async fn create_index(
         kind => json!({"type": kind}),
     };
     let mut kept = Value::Object(echo(&door.pipeline, &name).await?);
-    if kept[SCHEMA][&path] != told {
-        kept[SCHEMA][&path] = told;
+    if kept[SCHEMA][&field_name] != told {
+        kept[SCHEMA][&field_name] = told;
         door.pipeline.set_attribute(&name, ATTRIBUTE, kept.to_string()).await?;
     }
     Ok(asked.told(json!({"operation_id": 0, "status": "completed"})))
@@ -642,8 +690,14 @@ pub(super) async fn delete_index(
         door.pipeline.update_collection(update).await?;
     }
     let mut kept = echo(&door.pipeline, &name).await?;
-    let declared = kept.get_mut(SCHEMA).and_then(Value::as_object_mut).and_then(|declared| declared.remove(&path));
-    if declared.is_some() {
+    let declared = kept.get_mut(SCHEMA).and_then(Value::as_object_mut);
+    // However it was written: both spellings are one path.
+    let before = declared.as_ref().map_or(0, |declared| declared.len());
+    let after = declared.map_or(0, |declared| {
+        declared.retain(|key, _| super::filter::path(key) != path);
+        declared.len()
+    });
+    if after < before {
         door.pipeline.set_attribute(&name, ATTRIBUTE, Value::Object(kept).to_string()).await?;
     }
     Ok(asked.told(json!({"operation_id": 0, "status": "completed"})))

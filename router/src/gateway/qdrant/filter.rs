@@ -1,4 +1,6 @@
 //! Qdrant's filters, in our terms.
+use std::num::NonZeroU32;
+
 use nearring_proto::filter::{Filter, Place, Range, Scalar, WantedWords};
 use nearring_proto::ids::PointId;
 use schemars::JsonSchema;
@@ -7,6 +9,7 @@ use serde::Deserialize;
 use super::openapi::{Degrees, Plain};
 use super::values::Id;
 use crate::failure::Error;
+use crate::pipeline::Pipeline;
 
 /// A filter as it is sent.
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
@@ -59,8 +62,17 @@ enum Condition {
     IsNull { is_null: Key },
     HasId { has_id: Vec<Id> },
     HasVector { has_vector: String },
+    Slice { slice: Slice },
     Nested { nested: Box<NestedFilter> },
     Filter(Box<QdrantFilter>),
+}
+
+/// Part `index` of `total` even ones.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug)]
+#[serde(deny_unknown_fields)]
+struct Slice {
+    total: NonZeroU32,
+    index: u32,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
@@ -186,14 +198,30 @@ impl QdrantFilter {
         Self { must, must_not: Some::One(Box::new(empty)), ..Self::default() }
     }
 
-    /// The filter in our terms, checked.
+    /// The filter in our terms, checked. Texts are matched by their words where a full-text index is declared for their path,
+    /// and otherwise letter by letter.
     ///
     /// # Errors
-    /// Where [`Filter::check`] refuses it, or a condition is not supported.
-    pub(in crate::gateway) fn read(self) -> Result<Filter, Error> {
-        let filter = self.convert()?;
+    /// Where [`Filter::check`] refuses it, a condition is not supported, or the collection is not there.
+    pub(in crate::gateway) async fn read(
+        filter: Option<Self>,
+        pipeline: &Pipeline,
+        collection: &str,
+    ) -> Result<Option<Filter>, Error> {
+        let Some(filter) = filter else { return Ok(None) };
+        let mut filter = filter.convert()?;
+        let mut asks = false;
+        each_words(&mut filter, "", &mut |_, _| asks = true);
+        if asks {
+            let declared = super::collections::declared(pipeline, collection, "text").await?;
+            each_words(&mut filter, "", &mut |path, condition| {
+                if !declared.contains(path) {
+                    by_letters(condition);
+                }
+            });
+        }
         filter.check()?;
-        Ok(filter)
+        Ok(Some(filter))
     }
 
     fn convert(self) -> Result<Filter, Error> {
@@ -222,6 +250,37 @@ impl QdrantFilter {
     }
 }
 
+/// Calls with every condition on words, and its whole path; `at` is where the filter's own paths begin.
+fn each_words(filter: &mut Filter, at: &str, change: &mut dyn FnMut(&str, &mut Filter)) {
+    let whole = |path: &str| if at.is_empty() { path.to_owned() } else { format!("{at}.{path}") };
+    match filter {
+        Filter::All(filters) | Filter::Any(filters) | Filter::AtLeast { filters, .. } => {
+            filters.iter_mut().for_each(|filter| each_words(filter, at, change));
+        }
+        Filter::Not(filter) => each_words(filter, at, change),
+        Filter::Nested { path, filter } => each_words(filter, &whole(path), change),
+        Filter::Words { path, .. } => {
+            let path = whole(path);
+            change(&path, filter);
+        }
+        _ => {}
+    }
+}
+
+/// What a condition on words means where nothing says that the text is made of words.
+fn by_letters(condition: &mut Filter) {
+    let Filter::Words { path, text, wanted } = condition else { return };
+    let contains = |text: &str| match text {
+        // Every string has the empty one in it.
+        "" => Filter::StartsWith { path: path.clone(), text: String::new() },
+        text => Filter::Contains { path: path.clone(), text: text.to_owned() },
+    };
+    *condition = match wanted {
+        WantedWords::All | WantedWords::Phrase => contains(text),
+        WantedWords::Any => Filter::Any(text.split_whitespace().map(contains).collect()),
+    };
+}
+
 impl Condition {
     fn convert(self) -> Result<Filter, Error> {
         Ok(match self {
@@ -230,6 +289,13 @@ impl Condition {
             Self::IsNull { is_null } => Filter::IsNull(path(&is_null.key)),
             Self::HasId { has_id } => Filter::Ids(has_id.into_iter().map(PointId::from).collect()),
             Self::HasVector { has_vector } => Filter::HasVector(has_vector),
+            Self::Slice { slice: Slice { total, index } } if index < total.get() => {
+                Filter::Slice { total: total.get(), index }
+            }
+            Self::Slice { slice: Slice { total, index } } => {
+                let reason = format!("value {index} invalid, must be below the total of {total}");
+                return Err(super::out_of_range("filter.slice.index", reason));
+            }
             Self::Nested { nested } => {
                 Filter::Nested { path: path(&nested.key), filter: Box::new(nested.filter.convert()?) }
             }
@@ -264,7 +330,6 @@ impl Field {
                 Match::TextAny { text_any } => words(text_any, WantedWords::Any),
                 Match::Phrase { phrase } => words(phrase, WantedWords::Phrase),
                 Match::Prefix { prefix } => Filter::StartsWith { path: path.clone(), text: prefix },
-                // Every string has the empty one in it.
                 Match::Substring { substring } if substring.is_empty() => {
                     Filter::StartsWith { path: path.clone(), text: substring }
                 }
@@ -291,7 +356,11 @@ impl Field {
         }
         if let Option::Some(GeoPolygon { exterior, interiors }) = self.geo_polygon {
             let holes = interiors.unwrap_or_default().into_iter().map(|ring| ring.points);
-            let rings = std::iter::once(exterior.points).chain(holes).collect();
+            let rings: Vec<Vec<Place>> = std::iter::once(exterior.points).chain(holes).collect();
+            if rings.iter().any(|ring| ring.len() < 4 || ring.first() != ring.last()) {
+                let reason = "has a ring that is not closed: give at least 4 points, the last of which is the first";
+                return Err(Error::invalid(format!("filter: geo_polygon of {path:?}"), reason));
+            }
             all.push(Filter::GeoPolygon { path: path.clone(), rings });
         }
         if let Option::Some(range) = self.values_count {

@@ -153,7 +153,7 @@ async fn grouped(
     let (limit, size) = (grouping.limit.unwrap_or(LIMIT), grouping.group_size.unwrap_or(SIZE));
     for (field, value) in [("limit", limit), ("group_size", size)] {
         if value == 0 {
-            return Err(Error::invalid(field, "is 0, must be at least 1"));
+            return Err(super::out_of_range(field, "value 0 invalid, must be 1 or larger"));
         }
     }
     let path = super::filter::path(&grouping.group_by);

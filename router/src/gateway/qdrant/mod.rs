@@ -38,6 +38,7 @@ pub(super) mod filter;
 mod groups;
 pub mod grpc;
 mod openapi;
+mod places;
 mod points;
 mod query;
 pub(super) mod values;
@@ -208,6 +209,22 @@ fn not_supported(name: &str) -> Refused {
 
 const NOT_SUPPORTED: &str = "not supported: ";
 
+/// What has the right shape and is out of its range, which Qdrant answers with a status of its own. The message begins so that
+/// [`Refused`] knows it.
+fn out_of_range(field: impl std::fmt::Display, reason: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Invalid, format!("{OUT_OF_RANGE}[{field}: {reason}]"))
+}
+
+const OUT_OF_RANGE: &str = "Validation error in JSON body: ";
+
+/// A limit, which must not be 0.
+fn limit(field: &str, given: Option<usize>, otherwise: usize) -> Result<usize, Error> {
+    match given.unwrap_or(otherwise) {
+        0 => Err(out_of_range(field, "value 0 invalid, must be 1 or larger")),
+        limit => Ok(limit),
+    }
+}
+
 fn status(code: StatusCode, error: impl Into<String>) -> Response {
     let body = Json(json!({"status": {"error": error.into()}, "time": 0.0}));
     (code, body).into_response()
@@ -218,6 +235,7 @@ impl IntoResponse for Refused {
         let Self(Error { kind, message }) = self;
         let code = match kind {
             Kind::Precondition if message.starts_with(NOT_SUPPORTED) => StatusCode::NOT_IMPLEMENTED,
+            Kind::Invalid if message.starts_with(OUT_OF_RANGE) => StatusCode::UNPROCESSABLE_ENTITY,
             Kind::Invalid | Kind::NewerFormat | Kind::Precondition | Kind::SessionExpired => StatusCode::BAD_REQUEST,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::AlreadyExists => StatusCode::CONFLICT,

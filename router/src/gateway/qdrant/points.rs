@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
 use super::openapi::Plain;
-use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
+use super::places::{Place, set};
+use super::values::{Id, Vectors, WithPayload, WithVector, id_json, record_json};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
@@ -181,8 +182,8 @@ enum Selected {
 }
 
 impl Selector {
-    fn read(self) -> Result<Selected, Error> {
-        selected(self.points, self.filter, &self.shard_key)
+    async fn read(self, pipeline: &Pipeline, collection: &str) -> Result<Selected, Error> {
+        selected(self.points, self.filter, &self.shard_key, (pipeline, collection)).await
     }
 }
 
@@ -207,7 +208,7 @@ async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked)
         let points = points.into_iter().map(|point| (point, None)).collect();
         return written(pipeline.upsert(collection, points, None, asked.deadline()).await?);
     }
-    let filter = update_filter.map(QdrantFilter::read).transpose()?;
+    let filter = QdrantFilter::read(update_filter, pipeline, collection).await?;
     let spec = super::collections::find(pipeline, collection).await?.spec;
     let check = |(at, mut point): (usize, Point)| {
         spec.adopt_point(&mut point);
@@ -284,7 +285,7 @@ pub(super) async fn delete(
 }
 
 async fn remove_points(pipeline: &Pipeline, collection: &str, body: Selector, asked: &Asked) -> Result<Value, Error> {
-    written(match body.read()? {
+    written(match body.read(pipeline, collection).await? {
         Selected::Ids(ids) => pipeline.delete(collection, ids, None, None, asked.deadline()).await?,
         Selected::Matching(filter) => pipeline.delete_by_filter(collection, filter, None, asked.deadline()).await?,
     })
@@ -315,18 +316,19 @@ pub(super) struct DeletePayload {
     shard_key: Option<Value>,
 }
 
-fn selected(
+async fn selected(
     points: Option<Vec<Id>>,
     filter: Option<QdrantFilter>,
     shard_key: &Option<Value>,
+    (pipeline, collection): (&Pipeline, &str),
 ) -> Result<Selected, Error> {
     no_shard_key(shard_key)?;
-    match (points, filter) {
+    match (points, QdrantFilter::read(filter, pipeline, collection).await?) {
         (Some(points), None) => Ok(Selected::Ids(distinct(points))),
-        (None, Some(filter)) => Ok(Selected::Matching(filter.read()?)),
+        (None, Some(filter)) => Ok(Selected::Matching(filter)),
         (Some(points), Some(filter)) => {
             let ids = Filter::Ids(distinct(points));
-            Ok(Selected::Matching(Filter::All(vec![ids, filter.read()?])))
+            Ok(Selected::Matching(Filter::All(vec![ids, filter])))
         }
         (None, None) => Err(Error::invalid("points", "or filter must be given")),
     }
@@ -386,7 +388,7 @@ pub(super) async fn set_payload(
 
 async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &Asked) -> Result<Value, Error> {
     let SetPayload { payload, points, filter, shard_key, key } = body;
-    let which = selected(points, filter, &shard_key)?;
+    let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     match key {
         // A null takes its key away, which nodes have no operation for beside setting others.
         None if payload.values().any(Value::is_null) => {
@@ -404,56 +406,14 @@ async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &
             change_payload(pipeline, collection, which, payload, PayloadMode::Merge, asked).await
         }
         Some(key) => {
+            let place = Place::read("key", &key)?;
             let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
             rewrite(pipeline, collection, ids, asked, |record| {
                 let mut old = payload::parse(&record.payload_json).map_err(broken)?;
-                merge_at(&mut old, &key, &payload);
+                place.merge(&mut old, &payload);
                 Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
             })
             .await
-        }
-    }
-}
-
-/// What is given replaces what stands there; what is given as null is taken away.
-fn set(into: &mut Payload, given: &Payload) {
-    for (key, value) in given {
-        match value {
-            Value::Null => drop(into.remove(key)),
-            value => drop(into.insert(key.clone(), value.clone())),
-        }
-    }
-}
-
-/// Merges into the object at the path, as Qdrant does: what is missing on the way is made, what stands in its way gives way to
-/// it. Only the items of an array that are there change.
-fn merge_at(into: &mut Payload, path: &str, given: &Payload) {
-    let (key, rest) = match path.split_once('.') {
-        Some((key, rest)) if !into.contains_key(path) => (key, Some(rest)),
-        _ => (path, None),
-    };
-    let mut merge = |value: &mut Value| {
-        if let Value::Object(object) = value {
-            match rest {
-                Some(rest) => merge_at(object, rest, given),
-                None => set(object, given),
-            }
-        }
-    };
-    match key.find('[').filter(|_| !into.contains_key(key)).map(|at| key.split_at(at)) {
-        Some((key, places)) => {
-            let value = into.entry(key).or_insert_with(|| json!([]));
-            if !value.is_array() {
-                *value = json!([]);
-            }
-            at_places(value, places, &mut merge);
-        }
-        None => {
-            let value = into.entry(key).or_insert_with(|| json!({}));
-            if !value.is_object() {
-                *value = json!({});
-            }
-            merge(value);
         }
     }
 }
@@ -519,7 +479,7 @@ pub(super) async fn overwrite_payload(
 
 async fn overwrite(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &Asked) -> Result<Value, Error> {
     let SetPayload { payload, points, filter, shard_key, key: _ } = body;
-    let which = selected(points, filter, &shard_key)?;
+    let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     change_payload(pipeline, collection, which, encode(&Value::Object(payload))?, PayloadMode::Overwrite, asked).await
 }
 
@@ -539,15 +499,17 @@ async fn delete_keys(
     asked: &Asked,
 ) -> Result<Value, Error> {
     let DeletePayload { keys, points, filter, shard_key } = body;
-    let which = selected(points, filter, &shard_key)?;
-    if keys.iter().all(|key| !key.contains(['.', '['])) {
+    let read = |(at, key): (usize, &String)| Place::read(&format!("keys[{at}]"), key);
+    let places: Vec<Place> = keys.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
+    if keys.iter().all(|key| !key.contains(['.', '[', '"'])) {
         let keys = encode(&json!(keys))?;
         return change_payload(pipeline, collection, which, keys, PayloadMode::DeleteKeys, asked).await;
     }
     let ids = batches(pipeline, collection, which, asked).await?.into_iter().flatten().collect();
     rewrite(pipeline, collection, ids, asked, |record| {
         let mut old = payload::parse(&record.payload_json).map_err(broken)?;
-        keys.iter().for_each(|key| remove(&mut old, &super::filter::path(key)));
+        places.iter().for_each(|place| place.remove(&mut old));
         Ok(Some(Point { payload_json: encode(&Value::Object(old))?, ..point(record) }))
     })
     .await
@@ -564,7 +526,8 @@ pub(super) async fn clear_payload(
 
 async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &Asked) -> Result<Value, Error> {
     let nothing = Bytes::from_static(b"{}");
-    change_payload(pipeline, collection, body.read()?, nothing, PayloadMode::Overwrite, asked).await
+    let which = body.read(pipeline, collection).await?;
+    change_payload(pipeline, collection, which, nothing, PayloadMode::Overwrite, asked).await
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
@@ -615,7 +578,7 @@ async fn put_vectors(
     if let Some(missing) = ids.iter().find(|id| !found.contains(id)) {
         return Err(Error::new(Kind::NotFound, format!("no point with id {missing} found")));
     }
-    let filter = body.update_filter.map(QdrantFilter::read).transpose()?;
+    let filter = QdrantFilter::read(body.update_filter, pipeline, collection).await?;
     rewrite(pipeline, collection, ids, asked, |record| {
         if !matches(filter.as_ref(), record)? {
             return Ok(None);
@@ -668,7 +631,7 @@ async fn drop_vectors(
     asked: &Asked,
 ) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
-    let which = selected(points, filter, &shard_key)?;
+    let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     let spec = super::collections::find(pipeline, collection).await?.spec;
     if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
         return Err(Error::invalid("vector", format!("Not existing vector name error: {name}")));
@@ -799,15 +762,12 @@ pub(super) async fn scroll(
     Body(body): Body<Scroll>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let limit = body.limit.unwrap_or(10);
-    if limit == 0 {
-        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
-    }
+    let limit = super::limit("limit", body.limit, 10)?;
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
     let wants = Wants { payload: payload.any(), vectors: vector.any() };
-    let filter = body.filter.map(QdrantFilter::read).transpose()?;
+    let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let reads = asked.reads()?;
     if let Some(order_by) = body.order_by {
         if body.offset.is_some() {
@@ -916,11 +876,8 @@ pub(super) async fn facet(
     Body(body): Body<FacetBy>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let limit = body.limit.unwrap_or(10);
-    if limit == 0 {
-        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
-    }
-    let filter = body.filter.map(QdrantFilter::read).transpose()?;
+    let limit = super::limit("limit", body.limit, 10)?;
+    let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let path = super::filter::path(&body.key);
     let answer = door.pipeline.facet(&collection, path, limit, filter, &asked.reads()?).await?;
     let told = |(value, count): (FacetValue, u64)| {
@@ -952,7 +909,7 @@ pub(super) async fn count(
     Body(body): Body<Count>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
-    let filter = body.filter.map(QdrantFilter::read).transpose()?;
+    let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let answer = door.pipeline.count(&collection, filter, &asked.reads()?).await?;
     Ok(asked.told(json!({"count": answer.count})))
 }

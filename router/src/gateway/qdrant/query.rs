@@ -260,12 +260,9 @@ impl Search<'_> {
             // A sample has no pages: each is drawn anew.
             let sampled = matches!(query.query, Some(Asks::Sample { .. }));
             let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
-            let limit = query.limit.unwrap_or(LIMIT);
-            if limit == 0 {
-                return Err(Error::invalid("limit", "is 0, must be at least 1"));
-            }
+            let limit = super::limit("limit", query.limit, LIMIT)?;
             let wanted = limit.saturating_add(offset);
-            let own = query.filter.map(QdrantFilter::read).transpose()?;
+            let own = QdrantFilter::read(query.filter, self.pipeline, self.collection).await?;
             let filter = match (above, own) {
                 (Some(above), Some(own)) => Some(Filter::All(vec![above, own])),
                 (above, own) => above.or(own),
@@ -502,9 +499,13 @@ fn without(ids: impl IntoIterator<Item = PointId>) -> Vec<Filter> {
     if ids.is_empty() { Vec::new() } else { vec![Filter::Not(Box::new(Filter::Ids(ids)))] }
 }
 
-/// A score as a likeness, of which more is nearer: of a distance its square, negative.
+/// A score as a likeness, of which more is nearer: a distance's negative, of the Euclidean one its square's.
 fn likeness(metric: Metric, score: f32) -> f32 {
-    if metric.higher_is_nearer() { score } else { -score * score }
+    match metric {
+        Metric::Cosine | Metric::Dot => score,
+        Metric::L2 => -score * score,
+        Metric::L1 => -score,
+    }
 }
 
 /// How alike two rows are, on the scale of [`likeness`].
@@ -513,6 +514,7 @@ fn alike(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::Cosine | Metric::Dot => pairs.map(|(a, b)| a * b).sum(),
         Metric::L2 => -pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f32>(),
+        Metric::L1 => -pairs.map(|(a, b)| (a - b).abs()).sum::<f32>(),
     }
 }
 
@@ -559,7 +561,7 @@ fn hit(record: PointRecord, score: f32) -> Hit {
 /// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.
 fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Result<Vec<Hit>, Error> {
     if k < 1.0 {
-        return Err(Error::invalid("query.rrf.k", "is 0, must be at least 1"));
+        return Err(super::out_of_range("query.rrf.k", "value 0 invalid, must be 1 or larger"));
     }
     if let Some(weights) = weights {
         if weights.len() != lists.len() {

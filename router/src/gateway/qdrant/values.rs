@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::places::{self, Place};
 use crate::failure::{Error, Kind};
 
 /// A number, or a text: a UUID however it is spelt, or anything else.
@@ -203,7 +204,9 @@ impl WithPayload {
             }
             Self::Exclude { exclude } => {
                 let mut payload = parse()?;
-                exclude.iter().for_each(|path| remove(&mut payload, &super::filter::path(path)));
+                for path in exclude {
+                    Place::read("with_payload.exclude", path)?.remove(&mut payload);
+                }
                 Some(payload)
             }
         })
@@ -216,8 +219,14 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
         to.insert(path.to_owned(), value.clone());
         return;
     }
-    let Some((key, rest)) = path.split_once('.') else { return };
-    match from.get(key) {
+    let Some((key, rest)) = places::key(path) else { return };
+    let Some(rest) = rest.strip_prefix('.') else {
+        if let (Some(value), "") = (from.get(&key), rest) {
+            to.insert(key, value.clone());
+        }
+        return;
+    };
+    match from.get(&key) {
         Some(Value::Object(inner)) => {
             if let Value::Object(kept) = to.entry(key).or_insert_with(|| Value::Object(Payload::new())) {
                 include(inner, rest, kept);
@@ -230,47 +239,6 @@ fn include(from: &Payload, path: &str, to: &mut Payload) {
                     include(item, rest, kept);
                 }
             }
-        }
-        _ => {}
-    }
-}
-
-/// The value that brackets behind a key choose from, and the brackets; `None` where the key has none, or has them for its name.
-fn with_brackets<'p>(object: &'p mut Payload, key: &'p str) -> Option<(&'p mut Value, &'p str)> {
-    let at = key.find('[').filter(|_| !object.contains_key(key))?;
-    let (key, places) = key.split_at(at);
-    object.get_mut(key).map(|value| (value, places))
-}
-
-/// Changes the items that brackets name: `[0]` the first, `[]` each.
-pub(super) fn at_places(value: &mut Value, places: &str, change: &mut dyn FnMut(&mut Value)) {
-    if places.is_empty() {
-        return change(value);
-    }
-    let place = places.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    let (Some((place, rest)), Value::Array(items)) = (place, value) else { return };
-    match (place, place.parse::<usize>()) {
-        ("", _) => items.iter_mut().for_each(|item| at_places(item, rest, change)),
-        (_, Ok(at)) => items.get_mut(at).into_iter().for_each(|item| at_places(item, rest, change)),
-        (_, Err(_)) => {}
-    }
-}
-
-/// Takes what stands at the path away; an item of an array is not taken away.
-pub(super) fn remove(from: &mut Payload, path: &str) {
-    if from.remove(path).is_some() {
-        return;
-    }
-    let Some((key, rest)) = path.split_once('.') else { return };
-    if let Some((array, places)) = with_brackets(from, key) {
-        return at_places(array, places, &mut |item| {
-            item.as_object_mut().into_iter().for_each(|item| remove(item, rest))
-        });
-    }
-    match from.get_mut(key) {
-        Some(Value::Object(inner)) => remove(inner, rest),
-        Some(Value::Array(items)) => {
-            items.iter_mut().filter_map(Value::as_object_mut).for_each(|item| remove(item, rest))
         }
         _ => {}
     }
@@ -307,10 +275,19 @@ impl WithVector {
 /// A vector as it is answered.
 fn vector_json(vector: &Stored) -> Value {
     match vector {
-        Stored::Dense(values) => json!(values),
-        Stored::Sparse(vector) => json!({"indices": vector.indices(), "values": vector.values()}),
-        Stored::Multi(vector) => json!(vector.rows().collect::<Vec<_>>()),
+        Stored::Dense(values) => singles(values),
+        Stored::Sparse(vector) => json!({"indices": vector.indices(), "values": singles(vector.values())}),
+        Stored::Multi(vector) => vector.rows().map(singles).collect(),
     }
+}
+
+fn singles(values: &[f32]) -> Value {
+    values.iter().map(|value| single(*value)).collect()
+}
+
+/// A number with as many digits as tell it from its neighbours. As a double it would have digits that nobody sent.
+pub(super) fn single(value: f32) -> Value {
+    value.to_string().parse::<f64>().map_or(Value::Null, |value| json!(value))
 }
 
 /// A stored point as it is answered.
