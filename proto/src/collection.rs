@@ -231,6 +231,19 @@ pub struct CollectionUpdate {
     pub seal_points: u32,
     /// New settings of sparse vectors that there are.
     pub sparse_vectors: BTreeMap<String, SparseSpec>,
+    /// Dense vectors to add: points get one when they are written.
+    pub add_vectors: BTreeMap<String, VectorSpec>,
+    /// Sparse vectors to add.
+    pub add_sparse_vectors: BTreeMap<String, SparseSpec>,
+    /// Multi-vectors to add.
+    pub add_multi_vectors: BTreeMap<String, MultiSpec>,
+}
+
+impl CollectionUpdate {
+    /// Whether it adds a vector.
+    pub fn adds_vectors(&self) -> bool {
+        !(self.add_vectors.is_empty() && self.add_sparse_vectors.is_empty() && self.add_multi_vectors.is_empty())
+    }
 }
 
 impl CollectionSpec {

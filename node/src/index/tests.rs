@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::*;
 
-const SPECS: [(Metric, ScalarKind); 4] = [
+const SPECS: [(Metric, ScalarKind); 5] = [
     (Metric::Cosine, ScalarKind::I8),
     (Metric::Dot, ScalarKind::F16),
     (Metric::L2, ScalarKind::F16),

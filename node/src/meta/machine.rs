@@ -1,12 +1,13 @@
 //! The placement table as a Raft state machine, and the bytes it is logged and kept in.
 //!
 //! ```text
-//! entry    = format u8 (1, 2) · ProposeMetaRequest (protobuf) with nothing but its change
+//! entry    = format u8 (1, 2, 3) · ProposeMetaRequest (protobuf) with nothing but its change
 //! answer   = format u8 (1) · Result<Applied, Rejected> (JSON); only ever read by the process that wrote it
 //! snapshot = "nrmeta" · format u8 (1, 2) · BLAKE3 of the body, 32 bytes · body
 //! body     = length u32 · applied log id and membership (raft/codec.rs) · ClusterTable (protobuf)
 //! ```
-//! Format 2 tells of sparse or multi-vectors, which a build that knows only 1 would leave out; without them it is 1.
+//! Format 2 tells of sparse or multi-vectors, which a build that knows only 1 would leave out; without them it is 1. An entry of
+//! format 3 adds vectors to a collection.
 //! The table lives in memory. What is durable is the last snapshot, one file `snapshot-INDEX-TERM` that is complete or
 //! absent, and the log after it: a restart loads the one, Raft replays the other. **Rules:** what an entry does follows
 //! from table and entry alone; an entry that this build cannot read stops the replica, since skipping it would make the
@@ -32,8 +33,10 @@ use crate::medium::{Medium, create_dir_durably, write_durably};
 use crate::raft::group::{SnapshotFile, SnapshotMeta};
 use crate::raft::{Entry, LogId, Response, StoredMembership, TypeConfig, codec};
 
-/// The newest format of entries and snapshots that is written and understood.
+/// The newest format of snapshots that is written and understood.
 pub const FORMAT: u8 = 2;
+/// The newest format of entries.
+pub const FORMAT_OF_ENTRIES: u8 = 3;
 /// The format of answers, and of entries and snapshots that need no newer one.
 const FORMAT_FIRST: u8 = 1;
 const SNAPSHOT_MAGIC: &[u8; 6] = b"nrmeta";
@@ -73,6 +76,7 @@ pub fn encode_change(change: &Change) -> Bytes {
     let request = wire::ProposeMetaRequest { change: Some(change.clone().into()), ..Default::default() };
     let mut bytes = vec![match change {
         Change::CreateCollection(spec) => format_of(spec),
+        Change::UpdateCollection(update) if update.adds_vectors() => FORMAT_OF_ENTRIES,
         Change::UpdateCollection(update) if !update.sparse_vectors.is_empty() => FORMAT,
         _ => FORMAT_FIRST,
     }];
@@ -86,7 +90,8 @@ pub fn encode_change(change: &Change) -> Bytes {
 /// A newer format, or not such bytes.
 pub fn decode_change(bytes: &[u8]) -> Result<Change, ReadError> {
     const WHAT: &str = "an entry of the meta group";
-    let request = wire::ProposeMetaRequest::decode(body(WHAT, bytes, FORMAT)?).map_err(|error| damaged(WHAT, error))?;
+    let request = wire::ProposeMetaRequest::decode(body(WHAT, bytes, FORMAT_OF_ENTRIES)?);
+    let request = request.map_err(|error| damaged(WHAT, error))?;
     let change = request.change.ok_or_else(|| damaged(WHAT, "it holds no change that this version knows"))?;
     Change::try_from(change).map_err(|error| damaged(WHAT, error))
 }

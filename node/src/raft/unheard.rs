@@ -15,10 +15,12 @@ use std::time::Duration;
 use nearring_proto::ids::ReplicaId;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::RaftStateMachine;
-use tokio::time::{Instant, sleep};
+use openraft::Instant as _;
+use tokio::time::sleep;
 
 use super::{Raft, TypeConfig};
 
+type Instant = openraft::alias::InstantOf<TypeConfig>;
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// Watches over a group's replica for ever. `lease` is the longest election timeout.

@@ -177,6 +177,12 @@ fn spec_of(shard: &Shard) -> Result<CollectionSpec, Status> {
     })
 }
 
+/// What a shard says that is asked of a vector which was added to its collection and not yet to itself.
+fn behind_settings() -> Status {
+    let text = "the shard has not taken over its collection's new vectors yet; try again in a moment";
+    refusal(Code::Unavailable, "not_proposed", text)
+}
+
 fn ids(messages: Vec<wire::PointId>, spec: &CollectionSpec, field: &str) -> Result<Vec<PointId>, Status> {
     let mut seen = std::collections::BTreeSet::new();
     let mut ids = Vec::with_capacity(messages.len());
@@ -410,14 +416,26 @@ fn failed(shard: ShardId, code: &str, error: impl std::fmt::Display, leader: u64
 }
 
 impl DataService {
-    /// The shard, once it may be searched; otherwise what to say of it.
-    async fn searchable(&self, shard: u64, gate: &Gate) -> Result<Arc<Shard>, Answer> {
+    /// Whether the collection has vectors that its shard's settings, as this replica applied them, have not.
+    fn lacks_vectors(&self, id: ShardId, spec: &CollectionSpec) -> bool {
+        let table = self.shards.context().meta.table().borrow().clone();
+        let row = table.shards.get(&id);
+        let collection = row.and_then(|row| table.collections.get(&row.collection));
+        collection.is_some_and(|collection| collection.spec.vector_names().any(|name| spec.vector(name).is_none()))
+    }
+
+    /// The shard, once these of its vectors may be searched; otherwise what to say of it.
+    async fn searchable(&self, shard: u64, gate: &Gate, vectors: &[&str]) -> Result<Arc<Shard>, Answer> {
         let id = ShardId(shard);
         let Some(shard) = self.shards.get(id) else {
             return Err(failed(id, "wrong_shard", "the shard does not run on this node", 0));
         };
         match gate.pass(&shard).await {
-            Ok(()) => Ok(shard),
+            Ok(()) => {
+                let lacks = |spec: &CollectionSpec| vectors.iter().any(|name| spec.vector(name).is_none());
+                let behind = shard.state.read().meta.spec.as_ref().is_some_and(|spec| lacks(spec) && self.lacks_vectors(id, spec));
+                if behind { Err(failed(id, "behind", behind_settings().message(), 0)) } else { Ok(shard) }
+            }
             Err(error) => {
                 let code = match error {
                     ReadError::Behind { .. } => "behind",
@@ -506,6 +524,7 @@ impl NodeData for DataService {
             return Err(write_error(WriteError::NotLeader { leader: shard.leader().map(|leader| leader.node) }));
         }
         let spec = spec_of(&shard)?;
+        let behind = |status| if self.lacks_vectors(shard.id, &spec) { behind_settings() } else { status };
         let admission = &self.shards.context().admission;
         let _permit = admission.admit(size).map_err(|text| write_error(WriteError::Exhausted(text)))?;
         let written = if let Op::DeleteByFilter(delete) = op {
@@ -513,7 +532,7 @@ impl NodeData for DataService {
             let filter = Filter::try_from(filter).map_err(|error| decode_error(error.within("filter")))?;
             delete_by_filter(&shard, self, filter, request_id, until).await?
         } else {
-            let command = command(op, &spec)?;
+            let command = command(op, &spec).map_err(behind)?;
             if command.points().iter().any(|point| !point.others.is_empty()) {
                 admission.admit_resident().map_err(|text| write_error(WriteError::Exhausted(text)))?;
             }
@@ -673,7 +692,9 @@ impl NodeData for DataService {
             queries.push(read.map_err(|error| decode_error(error.within(format!("queries[{at}]"))))?);
         }
         let gate = Gate::new(request.read, ReadLevel::Session)?;
-        let shards = futures::future::join_all(request.shards.iter().map(|shard| self.searchable(*shard, &gate))).await;
+        let vectors: Vec<&str> = queries.iter().map(|query| query.vector_name.as_str()).collect();
+        let searchable = request.shards.iter().map(|shard| self.searchable(*shard, &gate, &vectors));
+        let shards = futures::future::join_all(searchable).await;
         if let Some(_here) = self.shards.context().compute.here().await
             && let Some(answers) = answer_here(&shards, &queries)
         {
@@ -763,6 +784,12 @@ impl NodeData for DataService {
             }
         }
         Gate::new(request.read, ReadLevel::Session)?.pass(&shard).await.map_err(read_error)?;
+        let spec = spec_of(&shard)?;
+        if request.terms.iter().any(|asked| spec.vector(&asked.vector_name).is_none())
+            && self.lacks_vectors(shard.id, &spec)
+        {
+            return Err(refusal(Code::Unavailable, "behind", behind_settings().message()));
+        }
         let (id, terms) = (shard.id, request.terms);
         let reply = self
             .read(&shard, move |body| {

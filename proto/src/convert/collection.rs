@@ -234,6 +234,9 @@ impl TryFrom<wire::UpdateCollection> for CollectionUpdate {
             ef_search: index.ef_search,
             seal_points: index.seal_points,
             sparse_vectors: named(message.sparse_vectors, "sparse_vectors")?,
+            add_vectors: named(message.add_vectors, "add_vectors")?,
+            add_sparse_vectors: named(message.add_sparse_vectors, "add_sparse_vectors")?,
+            add_multi_vectors: named(message.add_multi_vectors, "add_multi_vectors")?,
         })
     }
 }
@@ -251,6 +254,9 @@ impl From<CollectionUpdate> for wire::UpdateCollection {
                 seal_points: update.seal_points,
             }),
             sparse_vectors: update.sparse_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
+            add_vectors: update.add_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
+            add_sparse_vectors: update.add_sparse_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
+            add_multi_vectors: update.add_multi_vectors.into_iter().map(|(name, spec)| (name, spec.into())).collect(),
         }
     }
 }

@@ -374,6 +374,9 @@ impl Table {
             };
             *known = sparse.clone();
         }
+        add(&mut spec.vectors, &update.add_vectors, "add_vectors")?;
+        add(&mut spec.sparse_vectors, &update.add_sparse_vectors, "add_sparse_vectors")?;
+        add(&mut spec.multi_vectors, &update.add_multi_vectors, "add_multi_vectors")?;
         let settings = [
             (update.m, &mut spec.index.m),
             (update.ef_construction, &mut spec.index.ef_construction),
@@ -487,6 +490,22 @@ fn repoint(replicas: &mut [ReplicaId], old: ReplicaId, new: ReplicaId) {
     replicas.iter_mut().filter(|replica| **replica == old).for_each(|replica| *replica = new);
 }
 
+/// Adds settings under names of their own. What is there already as it is to be stays: who did not hear an answer repeats.
+fn add<T: Clone + PartialEq>(
+    into: &mut BTreeMap<String, T>,
+    given: &BTreeMap<String, T>,
+    field: &str,
+) -> Result<(), Rejected> {
+    for (name, settings) in given {
+        let known = into.entry(name.clone()).or_insert_with(|| settings.clone());
+        if known != settings {
+            let reason = "is a vector of the collection already, with other settings";
+            return Err(InvalidInput::new(format!("{field}[{name:?}]"), reason).into());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -494,7 +513,8 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::collection::tests::spec;
-    use crate::collection::{FieldKind, Modifier, SparseSpec};
+    use crate::collection::{FieldKind, Modifier, SparseSpec, VectorSpec};
+    use crate::vector::{Metric, ScalarKind};
 
     fn node(id: u64, incarnation: u64) -> Node {
         Node {
@@ -664,6 +684,30 @@ pub(crate) mod tests {
         assert_eq!(spec.payload_indexes["lang"], FieldKind::Integer);
         assert_eq!(spec.sparse_vectors["words"].modifier, Modifier::None);
         assert_eq!(table.collection("books").unwrap().spec, spec);
+    }
+
+    #[test]
+    fn vectors_are_added_once() {
+        let mut table = table(3);
+        create(&mut table, spec("books"));
+        let dense = |dimension| VectorSpec { dimension, metric: Metric::Dot, scalar: ScalarKind::F16 };
+        let add = |name: &str, dimension| CollectionUpdate {
+            name: "books".into(),
+            add_vectors: BTreeMap::from([(name.to_owned(), dense(dimension))]),
+            ..Default::default()
+        };
+        let first = table.apply(&Change::UpdateCollection(add("image", 8))).unwrap();
+        assert_eq!(first.collection.unwrap().spec.vectors["image"], dense(8));
+        let again = table.apply(&Change::UpdateCollection(add("image", 8))).unwrap();
+        assert_eq!(again.epoch, first.epoch, "nothing is left to do");
+        let before = table.clone();
+        for (name, dimension, expected) in
+            [("image", 9, "add_vectors[\"image\"]"), ("words", 8, "sparse_vectors[\"words\"]"), ("large", 0, "dimension")]
+        {
+            let refused = table.apply(&Change::UpdateCollection(add(name, dimension))).unwrap_err();
+            assert!(refused.to_string().contains(expected), "{refused}");
+            assert_eq!(table, before);
+        }
     }
 
     #[test]

@@ -567,6 +567,62 @@ pub(super) async fn update(
     Ok(asked.told(true))
 }
 
+/// `PUT /collections/{name}/vectors/{vector}`.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddVector {
+    #[serde(default)]
+    dense: Option<OneVector>,
+    #[serde(default)]
+    sparse: Option<SparseParams>,
+}
+
+/// Adds a vector, which points get when they are next written. What beside its shape has no effect is told again.
+pub(super) async fn add_vector(
+    State(door): State<Door>,
+    Path((name, vector)): Path<(String, String)>,
+    asked: Asked,
+    Body(body): Body<Value>,
+) -> Answer<Value> {
+    let spec = find(&door.pipeline, &name).await?.spec;
+    let AddVector { dense, sparse } = super::typed(&body)?;
+    let mut added = CollectionSpec { vectors: BTreeMap::new(), ..spec.clone() };
+    (added.sparse_vectors, added.multi_vectors) = Default::default();
+    let (kind, kept_under) = match (dense, sparse) {
+        (Some(dense), None) => {
+            dense.add(vector.clone(), &mut added)?;
+            ("dense", "vectors")
+        }
+        (None, Some(sparse)) => {
+            let modifier = sparse.modifier.map_or(Modifier::None, Into::into);
+            added.sparse_vectors.insert(vector.clone(), SparseSpec { modifier });
+            ("sparse", "sparse_vectors")
+        }
+        _ => return Err(Error::invalid("body", "must have either dense or sparse").into()),
+    };
+    let there = spec.vector(&vector);
+    if there.is_some() && there != added.vector(&vector) {
+        let message = format!("Wrong input: Vector name `{vector}` already exists in the collection");
+        return Err(Error::new(Kind::Invalid, message).into());
+    }
+    let update = CollectionUpdate {
+        name: name.clone(),
+        add_vectors: added.vectors,
+        add_sparse_vectors: added.sparse_vectors,
+        add_multi_vectors: added.multi_vectors,
+        ..Default::default()
+    };
+    door.pipeline.update_collection(update).await?;
+    let mut kept = Value::Object(echo(&door.pipeline, &name).await?);
+    // The unnamed vector was sent alone; beside others it stands under its empty name.
+    if kept_under == "vectors" && spec.vectors.contains_key("") && kept[kept_under].get("size").is_some() {
+        kept[kept_under] = json!({"": kept[kept_under].take()});
+    }
+    kept[kept_under][&vector] = body[kind].clone();
+    door.pipeline.set_attribute(&name, ATTRIBUTE, kept.to_string()).await?;
+    Ok(asked.told(json!({"operation_id": 0, "status": "completed"})))
+}
+
 pub(super) async fn delete(State(door): State<Door>, Path(name): Path<String>, asked: Asked) -> Answer<bool> {
     Ok(asked.told(door.pipeline.delete_collection(&name).await?))
 }

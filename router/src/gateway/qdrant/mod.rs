@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
-use axum::http::{HeaderValue, StatusCode, header, request::Parts};
+use axum::http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get};
@@ -101,6 +101,8 @@ fn operations() -> Operations {
         .on(DELETE, &at(""), "Delete collection", Flag, collections::delete)
         .on(GET, &at("/exists"), "Collection exists", Object, collections::exists)
         .on(GET, &at("/aliases"), "List collection's aliases", Object, collections::aliases_of)
+        .on(PUT, &at("/vectors/{vector}"), "Add vector", Written, collections::add_vector)
+        .read_as::<collections::AddVector>(PUT, &at("/vectors/{vector}"))
         .on(PUT, &at("/index"), "Create index", Written, collections::create_index)
         .read_as::<collections::CreateIndex>(PUT, &at("/index"))
         .on(DELETE, &at("/index/{field}"), "Delete index", Written, collections::delete_index)
@@ -165,7 +167,6 @@ async fn unknown(request: Request) -> Response {
         ("/cluster", "cluster"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
-        ("/vectors/", "named vectors added to a collection or taken from it"),
     ];
     let path = request.uri().path();
     match known.iter().find(|(part, _)| path.contains(part)) {
@@ -176,6 +177,9 @@ async fn unknown(request: Request) -> Response {
 
 async fn not_allowed(request: Request) -> Response {
     let (method, path) = (request.method(), request.uri().path());
+    if method == Method::DELETE && path.contains("/vectors/") {
+        return not_supported("a vector taken from its collection").into_response();
+    }
     status(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes no {method}"))
 }
 

@@ -412,16 +412,20 @@ impl Points for Service {
 
     async fn create_vector_name(
         &self,
-        _: Request<pb::CreateVectorNameRequest>,
+        request: Request<pb::CreateVectorNameRequest>,
     ) -> Answered<pb::PointsOperationResponse> {
-        Err(not_supported("vectors added to a collection"))
+        let _permit = self.admit()?;
+        let of = request.into_inner();
+        let (path, asked) = (Path((of.collection_name, of.vector_name)), asked(of.timeout, None)?);
+        let config = of.vector_config.map_or(Value::Null, request::add_vector);
+        updated(collections::add_vector(self.door(), path, asked, Body(config)).await)
     }
 
     async fn delete_vector_name(
         &self,
         _: Request<pb::DeleteVectorNameRequest>,
     ) -> Answered<pb::PointsOperationResponse> {
-        Err(not_supported("vectors removed from a collection"))
+        Err(not_supported("a vector taken from its collection"))
     }
 
     async fn search(&self, request: Request<pb::SearchPoints>) -> Answered<pb::SearchResponse> {

@@ -227,8 +227,7 @@ fn condition(condition: pb::Condition) -> Value {
             json!({"nested": {"key": of.key, "filter": of.filter.map_or(Value::Null, filter)}})
         }
         Some(ConditionOneOf::Filter(of)) => filter(of),
-        // A part of the points by their hashes, which is not supported.
-        Some(ConditionOneOf::Slice(_)) => json!({"slice": {}}),
+        Some(ConditionOneOf::Slice(of)) => json!({"slice": {"total": of.total, "index": of.index}}),
     }
 }
 
@@ -772,6 +771,21 @@ pub(super) fn update(of: pb::UpdateCollection) -> Result<Value, Error> {
         ("strict_mode_config", of.strict_mode_config.map(|config| plain::to_json(&config))),
         ("metadata", metadata(of.metadata)?),
     ]))
+}
+
+/// A vector to be added.
+pub(super) fn add_vector(of: pb::create_vector_name_request::VectorConfig) -> Value {
+    use pb::create_vector_name_request::VectorConfig;
+    match of {
+        VectorConfig::DenseConfig(of) => {
+            let pb::DenseVectorCreationConfig { size, distance, multivector_config, datatype } = of;
+            let dense = pb::VectorParams { size, distance, multivector_config, datatype, ..Default::default() };
+            json!({"dense": vector_params(dense)})
+        }
+        VectorConfig::SparseConfig(of) => {
+            json!({"sparse": sparse_params(pb::SparseVectorParams { modifier: of.modifier, ..Default::default() })})
+        }
+    }
 }
 
 /// An index to be created.
