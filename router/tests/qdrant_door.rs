@@ -346,19 +346,98 @@ async fn collections_keep_what_was_asked_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn texts_have_words_where_an_index_says_so() {
+    let running = start().await.with_things().await;
+    let text = |how: &str, text: &str| json!({"must": [{"key": "text", "match": {how: text}}]});
+    let (none, even, all) = (vec![], vec![2, 4, 6], vec![1, 2, 3, 4, 5, 6, 7]);
+    for (how, given, by_letters, by_words) in [
+        ("text", "quick brown", &even, &even),
+        ("text", "brown quick", &none, &even),
+        ("text", "QUICK", &none, &even),
+        ("text", "uick bro", &even, &none),
+        ("text_any", "cat ck", &even, &none),
+        ("text_any", "cat dog fox", &all, &all),
+        ("phrase", "quick brown", &even, &even),
+    ] {
+        running.result("DELETE /collections/things/index/text?wait=true", json!({})).await;
+        assert_eq!(running.found(text(how, given)).await, *by_letters, "{how} {given:?} without an index");
+        let index = json!({"field_name": "text", "field_schema": {"type": "text", "tokenizer": "word"}});
+        running.result("PUT /collections/things/index?wait=true", index).await;
+        assert_eq!(running.found(text(how, given)).await, *by_words, "{how} {given:?} with one");
+    }
+    let told = running.result("GET /collections/things", json!({})).await;
+    assert_eq!(told["payload_schema"]["text"]["points"], 7, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_are_disjoint_and_cover_all() {
+    let running = start().await.with_things().await;
+    let mut seen = Vec::new();
+    for index in 0..3 {
+        seen.extend(running.found(json!({"must": [{"slice": {"total": 3, "index": index}}]})).await);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vectors_are_added_to_a_collection_with_points() {
+    let running = start().await.with_things().await;
+    let vectors = "/collections/things/vectors";
+    let taxi = json!({"dense": {"size": 3, "distance": "Manhattan"}});
+    running.result(&format!("PUT {vectors}/taxi?wait=true"), taxi.clone()).await;
+    running.result(&format!("PUT {vectors}/taxi"), taxi).await;
+    running.result(&format!("PUT {vectors}/words"), json!({"sparse": {"modifier": "idf"}})).await;
+    let rows = json!({"dense": {"size": 2, "distance": "Dot", "multivector_config": {"comparator": "max_sim"}}});
+    running.result(&format!("PUT {vectors}/rows"), rows).await;
+    let other = json!({"dense": {"size": 4, "distance": "Manhattan"}});
+    let (code, error) = running.refused(&format!("PUT {vectors}/taxi"), other).await;
+    assert!((code, error.contains("taxi")) == (StatusCode::BAD_REQUEST, true), "{error}");
+
+    // At once, without a pause: shards that have not heard yet are asked again.
+    let given = json!({"points": [
+        {"id": 3, "vector": {"taxi": [1, 2, 3], "rows": [[1, 0], [0, 1]]}},
+        {"id": 4, "vector": {"taxi": [0, 0, 0], "words": {"indices": [5], "values": [2.0]}}},
+    ]});
+    running.result("PUT /collections/things/points/vectors?wait=true", given).await;
+    let ask = async |query: Value, using: &str| {
+        let body = json!({"query": query, "using": using, "limit": 5});
+        running.result("POST /collections/things/points/query", body).await["points"].clone()
+    };
+    let near = ask(json!([1, 1, 1]), "taxi").await;
+    assert_eq!((ids(&near), near[0]["score"].as_f64(), near[1]["score"].as_f64()), (vec![3, 4], Some(3.0), Some(3.0)));
+    assert_eq!(ids(&ask(json!({"indices": [5], "values": [1.0]}), "words").await), [4]);
+    assert_eq!(ids(&ask(json!([[1, 1]]), "rows").await), [3]);
+    let held = running.result("GET /collections/things/points/3", json!({})).await;
+    assert_eq!((&held["vector"]["taxi"], &held["vector"][""]), (&json!([1.0, 2.0, 3.0]), &json!([3.0, 1.0])));
+    let params = running.result("GET /collections/things", json!({})).await["config"]["params"].clone();
+    assert_eq!(params["vectors"]["taxi"], json!({"size": 3, "distance": "Manhattan"}));
+    assert_eq!(
+        (&params["vectors"][""]["size"], &params["sparse_vectors"]["words"]["modifier"]),
+        (&json!(2), &json!("idf"))
+    );
+    assert_eq!(running.found(json!({"must": [{"has_vector": "taxi"}]})).await, [3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_told_and_changes_nothing() {
     let running = start().await.with_things().await;
     let points = "/collections/things/points";
-    let bad = StatusCode::BAD_REQUEST;
+    let (bad, range) = (StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY);
     for (call, body, code, part) in [
         ("PUT /collections/things", json!({"vectors": {"size": 2, "distance": "Dot"}}), StatusCode::CONFLICT, "things"),
-        ("PUT /collections/odd", json!({"vectors": {"size": 0, "distance": "Dot"}}), bad, "0"),
+        ("PUT /collections/odd", json!({"vectors": {"size": 0, "distance": "Dot"}}), range, "vectors.size"),
+        ("PUT /collections/odd", json!({"shard_number": 0}), bad, "shard_number"),
+        ("PUT /collections/odd", json!({"hnsw_config": {"ef_construct": 3}}), range, "ef_construct"),
         ("PUT /collections/odd", json!({"vectors": {"size": 2, "distance": "Taxi"}}), bad, "Taxi"),
+        ("DELETE /collections/things/vectors/old", json!({}), StatusCode::NOT_IMPLEMENTED, "vector"),
+        ("PUT /collections/things/vectors/new", json!({"dense": {"size": 0, "distance": "Dot"}}), range, "size"),
+        ("PUT /collections/things/vectors/new", json!({}), bad, "dense or sparse"),
         (
-            "PUT /collections/odd",
-            json!({"vectors": {"size": 2, "distance": "Manhattan"}}),
-            StatusCode::NOT_IMPLEMENTED,
-            "Manhattan",
+            "PUT /collections/things/vectors/",
+            json!({"dense": {"size": 3, "distance": "Dot"}}),
+            StatusCode::NOT_FOUND,
+            "",
         ),
         ("GET /collections/nowhere", json!({}), StatusCode::NOT_FOUND, "nowhere"),
         ("POST /collections/nowhere/points/query", json!({"query": [1, 0]}), StatusCode::NOT_FOUND, "nowhere"),
@@ -387,6 +466,15 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
             json!({"filter": {"must_not": [{"key": "n", "match": null}]}}),
             bad,
             "asks nothing",
+        ),
+        (&format!("POST {points}/payload"), json!({"payload": {"a": 1}, "points": [1], "key": ""}), bad, "key"),
+        (&format!("POST {points}/payload/delete"), json!({"keys": ["n", "a["], "points": [1]}), bad, "keys[1]"),
+        (&format!("POST {points}/scroll"), json!({"limit": 0}), range, "limit"),
+        (
+            &format!("POST {points}/scroll"),
+            json!({"filter": {"must": [{"slice": {"total": 2, "index": 2}}]}}),
+            range,
+            "slice",
         ),
         (&format!("POST {points}/scroll?consistency=none"), json!({}), bad, "consistency"),
         (&format!("POST {points}/scroll?timeout=0"), json!({}), StatusCode::UNPROCESSABLE_ENTITY, "timeout"),

@@ -13,9 +13,9 @@
 use std::time::Duration;
 
 use nearring_proto::ids::ReplicaId;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::storage::RaftStateMachine;
-use openraft::Instant as _;
 use tokio::time::sleep;
 
 use super::{Raft, TypeConfig};
@@ -61,7 +61,9 @@ fn heir(metrics: &Metrics, now: Instant, lease: Duration) -> Option<ReplicaId> {
     let (answered, matched) = (metrics.heartbeat.as_ref()?, metrics.replication.as_ref()?);
     let others = metrics.membership_config.membership().voter_ids().filter(|voter| *voter != metrics.id);
     let last = |voter: &ReplicaId| answered.get(voter).copied().flatten().map(|at| *at);
-    others.filter(|voter| last(voter).is_some()).max_by_key(|voter| (last(voter), matched.get(voter).copied().flatten()))
+    others
+        .filter(|voter| last(voter).is_some())
+        .max_by_key(|voter| (last(voter), matched.get(voter).copied().flatten()))
 }
 
 #[cfg(test)]

@@ -433,7 +433,13 @@ impl DataService {
         match gate.pass(&shard).await {
             Ok(()) => {
                 let lacks = |spec: &CollectionSpec| vectors.iter().any(|name| spec.vector(name).is_none());
-                let behind = shard.state.read().meta.spec.as_ref().is_some_and(|spec| lacks(spec) && self.lacks_vectors(id, spec));
+                let behind = shard
+                    .state
+                    .read()
+                    .meta
+                    .spec
+                    .as_ref()
+                    .is_some_and(|spec| lacks(spec) && self.lacks_vectors(id, spec));
                 if behind { Err(failed(id, "behind", behind_settings().message(), 0)) } else { Ok(shard) }
             }
             Err(error) => {

@@ -173,8 +173,11 @@ fn update() -> impl Strategy<Value = CollectionUpdate> {
         ef_search: settings[2],
         seal_points: settings[3],
         sparse_vectors: [(name_of_sparse.clone(), SparseSpec { modifier: Modifier::Idf })].into(),
-        add_vectors: [(name_of_sparse.clone(), VectorSpec { dimension: settings[0], metric: Metric::L1, scalar: ScalarKind::F32 })]
-            .into(),
+        add_vectors: [(
+            name_of_sparse.clone(),
+            VectorSpec { dimension: settings[0], metric: Metric::L1, scalar: ScalarKind::F32 },
+        )]
+        .into(),
         add_sparse_vectors: [(format!("{name_of_sparse}s"), SparseSpec { modifier: Modifier::None })].into(),
         add_multi_vectors: [(name_of_sparse, MultiSpec { dimension: settings[1], metric: Metric::Dot })].into(),
     })

@@ -701,9 +701,11 @@ pub(crate) mod tests {
         let again = table.apply(&Change::UpdateCollection(add("image", 8))).unwrap();
         assert_eq!(again.epoch, first.epoch, "nothing is left to do");
         let before = table.clone();
-        for (name, dimension, expected) in
-            [("image", 9, "add_vectors[\"image\"]"), ("words", 8, "sparse_vectors[\"words\"]"), ("large", 0, "dimension")]
-        {
+        for (name, dimension, expected) in [
+            ("image", 9, "add_vectors[\"image\"]"),
+            ("words", 8, "sparse_vectors[\"words\"]"),
+            ("large", 0, "dimension"),
+        ] {
             let refused = table.apply(&Change::UpdateCollection(add(name, dimension))).unwrap_err();
             assert!(refused.to_string().contains(expected), "{refused}");
             assert_eq!(table, before);

@@ -176,8 +176,7 @@ mod tests {
             collection("books", &told).unwrap_err().message
         };
         assert!(
-            refused(|t| t["config"]["params"]["vectors"]["text"]["distance"] = json!("Hamming"))
-                .contains("Hamming")
+            refused(|t| t["config"]["params"]["vectors"]["text"]["distance"] = json!("Hamming")).contains("Hamming")
         );
         assert!(refused(|t| t["config"]["params"]["sharding_method"] = json!("custom")).contains("custom sharding"));
         assert!(refused(|t| t["payload_schema"]["lang"]["data_type"] = json!("colour")).contains("lang"));
