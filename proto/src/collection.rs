@@ -639,7 +639,8 @@ pub(crate) mod tests {
             ("name", |s| s.name = ".hidden".into()),
             ("name", |s| s.name = "a/b".into()),
             ("name", |s| s.name = "x".repeat(129)),
-            ("vectors", |s| (s.vectors, s.sparse_vectors, s.multi_vectors) = Default::default()),
+            ("vectors", |s| s.vectors.extend((0..64).map(|at| (format!("v{at}"), s.vectors["l2"].clone())))),
+            ("vectors[\"l2\"].scalar", |s| s.vectors.get_mut("l2").unwrap().metric = Metric::L1),
             ("sparse_vectors[\"l2\"]", |s| s.sparse_vectors.extend([("l2".to_owned(), SparseSpec::default())])),
             ("multi_vectors[\"words\"]", |s| {
                 s.multi_vectors.extend([("words".to_owned(), MultiSpec { dimension: 2, metric: Metric::L2 })]);

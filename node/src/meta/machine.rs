@@ -572,12 +572,12 @@ mod tests {
     fn what_cannot_be_read_stops_the_replica() {
         let dir = tempfile::tempdir().unwrap();
         let (mut machine, _tables) = open(dir.path()).unwrap();
-        for bytes in [&b""[..], b"\x03of tomorrow", b"\x01", b"\x01\xff\xff"] {
+        for bytes in [&b""[..], b"\x04of tomorrow", b"\x01", b"\x01\xff\xff"] {
             let entry = entry(1, EntryPayload::Normal(Proposal(Bytes::copy_from_slice(bytes))));
             assert!(apply(&mut machine, [entry]).is_err(), "{bytes:?}");
         }
-        let newer = decode_change(b"\x03of tomorrow");
-        assert!(matches!(newer, Err(ReadError::NewerFormat { found: 3, understood: 2, .. })));
+        let newer = decode_change(b"\x04of tomorrow");
+        assert!(matches!(newer, Err(ReadError::NewerFormat { found: 4, understood: 3, .. })));
         apply(&mut machine, [entry(1, EntryPayload::Normal(Proposal(encode_change(&Change::Join(node(1, 1))))))])
             .unwrap();
         let path = snapshot(&mut machine).snapshot.path;
