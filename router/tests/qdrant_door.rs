@@ -598,7 +598,7 @@ async fn over_grpc_it_is_the_same_store() {
     };
     points.upsert(write(vec![point(9, Some(vectors.clone()))], None)).await.unwrap();
     let held = running.result("GET /collections/things/points/9", json!({})).await;
-    assert_eq!((&held["payload"], &held["vector"]), (&json!({"list": [0.1]}), &json!([0.1_f32, 0.7_f32])));
+    assert_eq!((&held["payload"], &held["vector"]), (&json!({"list": [0.1]}), &json!([0.1, 0.7])));
     for (mode, ids) in [(pb::UpdateMode::InsertOnly, [9, 10]), (pb::UpdateMode::UpdateOnly, [10, 11])] {
         let both = ids.map(|number| point(number, Some(vectors.clone())));
         points.upsert(write(both.to_vec(), Some(mode))).await.unwrap();
