@@ -12,7 +12,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::query::{OldRecommend, OldSearch, Query};
+use super::query::Query;
+use super::query::older::{OldRecommend, OldSearch};
 use super::values::{Id, WithPayload, WithVector, record_json};
 use super::{Answer, Asked, Body, Door};
 use crate::failure::{Error, Kind};
@@ -171,9 +172,8 @@ async fn grouped(
     let mut told = Vec::with_capacity(groups.groups.len());
     for (id, places) in groups.groups {
         let hits: Vec<Value> = places
-            .iter()
-            .filter_map(|at| search.hits.get(*at))
-            .map(|hit| search.told(hit))
+            .into_iter()
+            .filter_map(|at| search.told(at).transpose())
             .collect::<Result<_, _>>()?;
         told.push(json!({"id": id, "hits": hits}));
     }
@@ -190,7 +190,8 @@ async fn look_up(door: &Door, lookup: WithLookup, groups: &mut [Value], asked: &
         WithLookup::Wanted { collection, with_payload, with_vectors } => (collection, with_payload, with_vectors),
     };
     let (payload, vectors) = (payload.unwrap_or(WithPayload::All(true)), vectors.unwrap_or(WithVector::All(false)));
-    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
+    let spec = super::query::looked_up(&door.pipeline, &collection).await?;
+    vectors.check(&spec)?;
     let id = |group: &Value| serde_json::from_value::<Id>(group["id"].clone()).ok().map(PointId::from);
     let ids: Vec<PointId> = groups.iter().filter_map(id).collect();
     if ids.is_empty() {
@@ -201,7 +202,7 @@ async fn look_up(door: &Door, lookup: WithLookup, groups: &mut [Value], asked: &
     for group in groups {
         let of = id(group);
         if let Some(record) = read.points.iter().find(|record| Some(&record.id) == of.as_ref()) {
-            group["lookup"] = record_json(record, &spec, &payload, &vectors)?;
+            group["lookup"] = record_json(record, &payload, &vectors)?;
         }
     }
     Ok(())

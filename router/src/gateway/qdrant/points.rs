@@ -746,13 +746,14 @@ pub(super) async fn retrieve(
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
+    vector.check(&spec)?;
     let ids = distinct(body.ids);
     let mut points = Vec::new();
     for batch in ids.chunks(door.pipeline.settings().limits.batch_points) {
         let wants = Wants { payload: payload.any(), vectors: vector.any() };
         let read = door.pipeline.get(&collection, batch.to_vec(), wants, &asked.reads()?).await?;
         for record in &read.points {
-            points.push(record_json(record, &spec, &payload, &vector)?);
+            points.push(record_json(record, &payload, &vector)?);
         }
     }
     Ok(asked.told(Value::Array(points)))
@@ -763,7 +764,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
-    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
+    super::collections::find(&door.pipeline, &collection).await?;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
         Err(_) => Id::Text(id).into(),
@@ -771,7 +772,7 @@ pub(super) async fn one(
     let wants = Wants { payload: true, vectors: true };
     let read = door.pipeline.get(&collection, vec![id.clone()], wants, &asked.reads()?).await?;
     let record = read.points.first().ok_or_else(|| Error::new(Kind::NotFound, format!("point {id} does not exist")))?;
-    Ok(asked.told(record_json(record, &spec, &WithPayload::All(true), &WithVector::All(true))?))
+    Ok(asked.told(record_json(record, &WithPayload::All(true), &WithVector::All(true))?))
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Default)]
@@ -806,6 +807,7 @@ pub(super) async fn scroll(
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
+    vector.check(&spec)?;
     let wants = Wants { payload: payload.any(), vectors: vector.any() };
     let filter = body.filter.map(QdrantFilter::read).transpose()?;
     let reads = asked.reads()?;
@@ -817,7 +819,7 @@ pub(super) async fn scroll(
         let wanted = ScrollWanted { limit, filter, wants, order: Some(order_by.order()), after: None };
         let answer = door.pipeline.scroll(&collection, wanted, &reads).await?;
         let told = |(record, value): (&PointRecord, &Scalar)| {
-            let mut told = record_json(record, &spec, &payload, &vector)?;
+            let mut told = record_json(record, &payload, &vector)?;
             told["order_value"] = order_value(value);
             Ok(told)
         };
@@ -847,7 +849,7 @@ pub(super) async fn scroll(
     }
     let next = (points.len() > limit).then(|| points.split_off(limit)).and_then(|rest| rest.into_iter().next());
     let points: Vec<Value> =
-        points.iter().map(|record| record_json(record, &spec, &payload, &vector)).collect::<Result<_, _>>()?;
+        points.iter().map(|record| record_json(record, &payload, &vector)).collect::<Result<_, _>>()?;
     Ok(asked.told(json!({"points": points, "next_page_offset": next.map(|record| id_json(&record.id))})))
 }
 

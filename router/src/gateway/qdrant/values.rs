@@ -290,17 +290,31 @@ impl WithVector {
         !matches!(self, Self::All(false))
     }
 
-    /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
-    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
+    /// Refuses names that no vector of the collection has.
+    ///
+    /// # Errors
+    /// Naming the first of them.
+    pub(super) fn check(&self, spec: &CollectionSpec) -> Result<(), Error> {
+        match self {
+            Self::All(_) => Ok(()),
+            Self::Only(names) => names.iter().try_for_each(|name| super::query::has_vector(spec, name)),
+        }
+    }
+
+    /// As the point's `vector`: a list where only the unnamed vector is answered, otherwise an object.
+    pub(super) fn of(&self, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
         let wanted = |name: &str| match self {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
         };
-        if spec.vector_names().eq([""]) {
-            return vectors.get("").filter(|_| self.any()).map(vector_json);
+        if !self.any() {
+            return None;
         }
-        let named = vectors.iter().filter(|(name, _)| wanted(name));
-        self.any().then(|| Value::Object(named.map(|(name, vector)| (name.clone(), vector_json(vector))).collect()))
+        let named: Vec<(&String, &Stored)> = vectors.iter().filter(|(name, _)| wanted(name)).collect();
+        Some(match named.as_slice() {
+            [(name, vector)] if name.is_empty() => vector_json(vector),
+            named => Value::Object(named.iter().map(|(name, vector)| ((*name).clone(), vector_json(vector))).collect()),
+        })
     }
 }
 
@@ -316,7 +330,6 @@ fn vector_json(vector: &Stored) -> Value {
 /// A stored point as it is answered.
 pub(super) fn record_json(
     record: &PointRecord,
-    spec: &CollectionSpec,
     payload: &WithPayload,
     vector: &WithVector,
 ) -> Result<Value, Error> {
@@ -325,7 +338,7 @@ pub(super) fn record_json(
         if let Some(payload) = payload.of(&record.payload_json)? {
             object.insert("payload".to_owned(), Value::Object(payload));
         }
-        if let Some(vector) = vector.of(spec, &record.vectors) {
+        if let Some(vector) = vector.of(&record.vectors) {
             object.insert("vector".to_owned(), vector);
         }
     }
