@@ -203,7 +203,12 @@ async fn a_sample_is_compared_with_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_are_told_with_their_values() {
     let running = start().await;
-    let found = result(&running, QUERY, json!({"query": {"order_by": {"key": "n", "direction": "desc"}}, "limit": 2, "offset": 1})).await;
+    let found = result(
+        &running,
+        QUERY,
+        json!({"query": {"order_by": {"key": "n", "direction": "desc"}}, "limit": 2, "offset": 1}),
+    )
+    .await;
     let told: Vec<&Value> = found["points"].as_array().unwrap().iter().map(|hit| &hit["order_value"]).collect();
     assert_eq!(told, [&json!(6), &json!(5)]);
 }

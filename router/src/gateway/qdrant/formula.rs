@@ -167,9 +167,7 @@ impl Formula {
                 Some(Some(score)) => f64::from(*score),
                 _ => self.scores.get(at).copied().unwrap_or(0.0),
             },
-            Expression::Number(path) => {
-                self.found(path, point, "number", "it is no number", |value| value.as_f64())?
-            }
+            Expression::Number(path) => self.found(path, point, "number", "it is no number", |value| value.as_f64())?,
             Expression::Condition(filter) => {
                 f64::from(u8::from(filter.matches(point.id, point.payload, point.has_vector)))
             }

@@ -171,10 +171,8 @@ async fn grouped(
     };
     let mut told = Vec::with_capacity(groups.groups.len());
     for (id, places) in groups.groups {
-        let hits: Vec<Value> = places
-            .into_iter()
-            .filter_map(|at| search.told(at).transpose())
-            .collect::<Result<_, _>>()?;
+        let hits: Vec<Value> =
+            places.into_iter().filter_map(|at| search.told(at).transpose()).collect::<Result<_, _>>()?;
         told.push(json!({"id": id, "hits": hits}));
     }
     if let Some(lookup) = grouping.with_lookup {

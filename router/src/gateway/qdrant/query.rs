@@ -232,7 +232,8 @@ impl Query {
     /// Refuses what does not go together, as Qdrant words it.
     fn check(&self) -> Result<(), Error> {
         let refused = |reason: &str| Err(Error::new(Kind::Invalid, format!("Bad request: {reason}")));
-        for (field, value) in [("limit", self.limit), ("params.hnsw_ef", self.params.and_then(|params| params.hnsw_ef))] {
+        for (field, value) in [("limit", self.limit), ("params.hnsw_ef", self.params.and_then(|params| params.hnsw_ef))]
+        {
             if value == Some(0) {
                 return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
             }
@@ -252,7 +253,9 @@ impl Query {
             Some(Asks::OrderBy { .. }) if self.score_threshold.is_some() => {
                 refused("Can't use score_threshold with an order_by query.")
             }
-            Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if self.using.as_ref().is_some_and(|using| !using.is_empty()) => {
+            Some(Asks::Fusion { .. } | Asks::Rrf { .. })
+                if self.using.as_ref().is_some_and(|using| !using.is_empty()) =>
+            {
                 refused("Fusion queries cannot be combined with the 'using' field.")
             }
             Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if !prefetched => {
@@ -460,7 +463,10 @@ impl Search<'_> {
         carry: Carry,
     ) -> Result<Vec<Hit>, Error> {
         if !(0.0..=1.0).contains(&diversity) {
-            return Err(out_of_bounds("query.mmr.diversity", format!("value {diversity} invalid, must be from 0.0 to 1.0")));
+            return Err(out_of_bounds(
+                "query.mmr.diversity",
+                format!("value {diversity} invalid, must be from 0.0 to 1.0"),
+            ));
         }
         let name = candidates.vector_name.clone();
         let of_rows = self.spec.multi_vectors.get(&name).map(|multi| multi.metric);
@@ -594,13 +600,7 @@ impl Search<'_> {
     }
 
     /// Points as a scroll lists them. Their score says nothing.
-    async fn listed(
-        &self,
-        order: Option<Order>,
-        filter: Filter,
-        wanted: usize,
-        carry: Carry,
-    ) -> Result<Ranked, Error> {
+    async fn listed(&self, order: Option<Order>, filter: Filter, wanted: usize, carry: Carry) -> Result<Ranked, Error> {
         let wants = Wants { payload: carry.payload, vectors: carry.vectors };
         let limit = wanted.min(ScrollWanted::LIMIT_MAX);
         let page = ScrollWanted { after: None, limit, filter: Some(filter), wants, order };
@@ -737,4 +737,3 @@ pub(super) async fn query_batch(
     let lists = futures::future::try_join_all(searches).await?;
     Ok(asked.told(lists.into_iter().map(|points| json!({"points": points})).collect()))
 }
-

@@ -328,11 +328,7 @@ fn vector_json(vector: &Stored) -> Value {
 }
 
 /// A stored point as it is answered.
-pub(super) fn record_json(
-    record: &PointRecord,
-    payload: &WithPayload,
-    vector: &WithVector,
-) -> Result<Value, Error> {
+pub(super) fn record_json(record: &PointRecord, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
     let mut answer = json!({"id": id_json(&record.id)});
     if let Some(object) = answer.as_object_mut() {
         if let Some(payload) = payload.of(&record.payload_json)? {

@@ -124,9 +124,9 @@ impl Reader {
             return Err(Error::invalid("query.formula", reason));
         }
         match value {
-            Value::Number(number) => {
-                single(value).map(Expression::Constant).ok_or_else(|| Error::invalid(at, format!("is {number}, too large")))
-            }
+            Value::Number(number) => single(value)
+                .map(Expression::Constant)
+                .ok_or_else(|| Error::invalid(at, format!("is {number}, too large"))),
             Value::String(name) => {
                 let variable = variable(name).map_err(|reason| Error::invalid(at, reason))?;
                 if let Expression::Number(path) = &variable {

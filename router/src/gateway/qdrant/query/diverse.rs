@@ -30,7 +30,13 @@ fn likeness_of(metric: Metric, a: Option<&Stored>, b: Option<&Stored>) -> f32 {
 
 /// Maximal marginal relevance (Carbonell and Goldstein, 1998): the places of up to `wanted` candidates, each the one of the
 /// greatest `lambda` · relevance − (1 − `lambda`) · likeness to the likest of those before it.
-pub(super) fn marginal(metric: Metric, relevance: &[f32], vectors: &[Option<&Stored>], lambda: f32, wanted: usize) -> Vec<usize> {
+pub(super) fn marginal(
+    metric: Metric,
+    relevance: &[f32],
+    vectors: &[Option<&Stored>],
+    lambda: f32,
+    wanted: usize,
+) -> Vec<usize> {
     let mut left: Vec<usize> = (0..relevance.len()).collect();
     let mut likest = vec![f32::NEG_INFINITY; relevance.len()];
     let mut taken: Vec<usize> = Vec::new();

@@ -131,9 +131,7 @@ async fn rows(door: &Door, collection: &str, matrix: Matrix, asked: &Asked) -> R
         };
         let queries = batch.iter().map(|(_, vector)| query(vector)).collect();
         let answers = pipeline.search_batch(collection, queries, &reads).await?;
-        let row = |((id, _), answer): (&(PointId, _), SearchAnswer)| {
-            (id.clone(), others(id, answer.hits, limit))
-        };
+        let row = |((id, _), answer): (&(PointId, _), SearchAnswer)| (id.clone(), others(id, answer.hits, limit));
         rows.extend(batch.iter().zip(answers).map(row));
     }
     Ok(Rows(rows))
@@ -165,11 +163,8 @@ mod tests {
     #[test]
     fn both_forms_say_the_same() {
         let id = PointId::Number;
-        let rows = Rows(vec![
-            (id(4), vec![(id(9), 0.5), (id(7), 0.25)]),
-            (id(7), vec![(id(4), 0.25)]),
-            (id(9), vec![]),
-        ]);
+        let rows =
+            Rows(vec![(id(4), vec![(id(9), 0.5), (id(7), 0.25)]), (id(7), vec![(id(4), 0.25)]), (id(9), vec![])]);
         let expected = json!({"pairs": [
             {"a": 4, "b": 9, "score": 0.5}, {"a": 4, "b": 7, "score": 0.25}, {"a": 7, "b": 4, "score": 0.25},
         ]});
