@@ -260,6 +260,13 @@ async fn echo(pipeline: &Pipeline, name: &str) -> Result<Map<String, Value>, Err
     }
 }
 
+/// What a field was declared to hold, as it was sent.
+pub(super) async fn declared(pipeline: &Pipeline, name: &str, path: &str) -> Result<Option<String>, Error> {
+    let kept = echo(pipeline, name).await?;
+    let field = kept.get(SCHEMA).and_then(|declared| declared.get(path));
+    Ok(field.and_then(|field| field["type"].as_str()).map(str::to_owned))
+}
+
 /// Lays what is given over what there is, objects part by part. A null that is given takes effect only where `clears`.
 fn overlay(into: &mut Value, given: &Value, clears: bool) {
     match (into, given) {

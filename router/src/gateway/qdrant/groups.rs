@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::query::Query;
 use super::query::older::{OldRecommend, OldSearch};
 use super::values::{Id, WithPayload, WithVector, record_json};
-use super::{Answer, Asked, Body, Door};
+use super::{Answer, Asked, Body, Door, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Wants;
 
@@ -154,7 +154,7 @@ async fn grouped(
     let (limit, size) = (grouping.limit.unwrap_or(LIMIT), grouping.group_size.unwrap_or(SIZE));
     for (field, value) in [("limit", limit), ("group_size", size)] {
         if value == 0 {
-            return Err(Error::invalid(field, "is 0, must be at least 1"));
+            return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
         }
     }
     let path = super::filter::path(&grouping.group_by);

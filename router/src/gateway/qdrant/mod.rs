@@ -34,6 +34,7 @@ use crate::plan::ReadOptions;
 
 mod collections;
 pub mod copy;
+mod facets;
 pub(super) mod filter;
 mod formula;
 mod groups;
@@ -130,7 +131,7 @@ fn operations() -> Operations {
         .on(POST, &at("/points/search/matrix/offsets"), "Distances by offsets", Object, query::matrix::offsets)
         .on(POST, &at("/points/discover"), "Discover points", List, query::older::discover)
         .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::older::discover_batch)
-        .on(POST, &at("/facet"), "Count values", Object, points::facet)
+        .on(POST, &at("/facet"), "Count values", Object, facets::facet)
 }
 
 /// Refuses at once what is one too many, rather than keep it waiting with all its memory.

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use bytes::Bytes;
 use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::ids::PointId;
-use nearring_proto::order::{FacetValue, Order, OrderKey};
+use nearring_proto::order::{Order, OrderKey};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
 use schemars::JsonSchema;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::filter::QdrantFilter;
 use super::openapi::Plain;
 use super::values::{Id, Vectors, WithPayload, WithVector, at_places, id_json, record_json, remove};
-use super::{Answer, Asked, Body, Door, not_supported};
+use super::{Answer, Asked, Body, Door, not_supported, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
 
@@ -142,7 +142,7 @@ impl Columns {
     }
 }
 
-fn no_shard_key(shard_key: &Option<Value>) -> Result<(), Error> {
+pub(super) fn no_shard_key(shard_key: &Option<Value>) -> Result<(), Error> {
     match shard_key {
         None | Some(Value::Null) => Ok(()),
         Some(_) => Err(not_supported("shard_key").0),
@@ -802,7 +802,7 @@ pub(super) async fn scroll(
     no_shard_key(&body.shard_key)?;
     let limit = body.limit.unwrap_or(10);
     if limit == 0 {
-        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
+        return Err(out_of_bounds("limit", "value 0 invalid, must be 1 or larger").into());
     }
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
@@ -894,46 +894,6 @@ pub(super) fn order_value(value: &Scalar) -> Value {
         (_, Scalar::Float(value)) => json!(value),
         _ => Value::Null,
     }
-}
-
-/// `POST /collections/{name}/facet`.
-#[derive(Deserialize, JsonSchema, Debug)]
-pub(super) struct FacetBy {
-    key: String,
-    #[serde(default)]
-    limit: Option<usize>,
-    #[serde(default)]
-    filter: Option<QdrantFilter>,
-    // Counts are exact whatever is asked.
-    #[serde(default, rename = "exact")]
-    _exact: Option<bool>,
-    #[serde(default)]
-    shard_key: Option<Value>,
-}
-
-pub(super) async fn facet(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<FacetBy>,
-) -> Answer<Value> {
-    no_shard_key(&body.shard_key)?;
-    let limit = body.limit.unwrap_or(10);
-    if limit == 0 {
-        return Err(Error::invalid("limit", "is 0, must be at least 1").into());
-    }
-    let filter = body.filter.map(QdrantFilter::read).transpose()?;
-    let path = super::filter::path(&body.key);
-    let answer = door.pipeline.facet(&collection, path, limit, filter, &asked.reads()?).await?;
-    let told = |(value, count): (FacetValue, u64)| {
-        let value = match value {
-            FacetValue::Bool(value) => json!(value),
-            FacetValue::Int(value) => json!(value),
-            FacetValue::Text(value) => json!(value),
-        };
-        json!({"value": value, "count": count})
-    };
-    Ok(asked.told(json!({"hits": answer.counts.into_iter().map(told).collect::<Vec<Value>>()})))
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Default)]

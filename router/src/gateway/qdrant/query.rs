@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use self::diverse::{likeness, marginal};
+use self::examples::{Discover, Example, Pairs, Recommend, Source};
 use self::feedback::Feedback;
 use self::fusion::{distribution, reciprocal};
 use super::filter::QdrantFilter;
@@ -33,6 +34,7 @@ use crate::pipeline::{Pipeline, ScrollWanted, Wants};
 use crate::plan::ReadOptions;
 
 mod diverse;
+mod examples;
 mod feedback;
 mod fusion;
 pub(super) mod matrix;
@@ -130,52 +132,6 @@ enum Asks {
     },
     // Behind the others: it takes whatever it is.
     Example(Example),
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-enum Example {
-    Id(Id),
-    Vector(Vector),
-}
-
-/// To be near to the target, on the positive side of as many pairs as can be.
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-pub(super) struct Discover {
-    target: Example,
-    #[serde(default)]
-    context: Option<Pairs>,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-enum Pairs {
-    Many(Vec<PairOf>),
-    One(PairOf),
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-struct PairOf {
-    positive: Example,
-    negative: Example,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum Strategy {
-    AverageVector,
-    BestScore,
-    SumScores,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-struct Recommend {
-    #[serde(default)]
-    positive: Vec<Example>,
-    #[serde(default)]
-    negative: Vec<Example>,
-    #[serde(default)]
-    strategy: Option<Strategy>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
@@ -483,72 +439,6 @@ impl Search<'_> {
         Ok(taken)
     }
 
-    /// The vector that an example stands for, and its id where it is a point of this collection.
-    async fn example(&self, example: Example, source: Source<'_>) -> Result<(Stored, Option<PointId>), Error> {
-        match example {
-            Example::Vector(vector) => Ok((vector.read("query")?, None)),
-            Example::Id(id) => {
-                let id = PointId::from(id);
-                let wants = Wants { payload: false, vectors: true };
-                let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
-                let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
-                let record: &PointRecord = read.points.first().ok_or_else(missing)?;
-                if !record.vectors.contains_key(source.vector) {
-                    let spec = super::collections::find(self.pipeline, source.collection).await?.spec;
-                    has_vector(&spec, source.vector)?;
-                }
-                let vector = record.vectors.get(source.vector).cloned().ok_or_else(missing)?;
-                Ok((vector, (source.collection == self.collection).then_some(id)))
-            }
-        }
-    }
-
-    /// What examples speak for: by default the average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Target, Vec<PointId>), Error> {
-        let strategy = wanted.strategy.unwrap_or(Strategy::AverageVector);
-        if wanted.positive.is_empty() && wanted.negative.is_empty() {
-            return Err(out_of_bounds("query.recommend", "has no example; give at least one"));
-        }
-        if wanted.positive.is_empty() && strategy == Strategy::AverageVector {
-            return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
-        }
-        let mut seen = Vec::new();
-        let mut sides = [Vec::new(), Vec::new()];
-        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
-            for example in examples {
-                let (vector, id) = self.example(example, source).await?;
-                seen.extend(id);
-                vectors.push(vector);
-            }
-        }
-        let [liked, disliked] = sides;
-        let target = match strategy {
-            Strategy::AverageVector => Target::Near(recommended(liked, disliked)?),
-            Strategy::BestScore => Target::Examples(Examples::Best { liked, disliked }),
-            Strategy::SumScores => Target::Examples(Examples::Sum { liked, disliked }),
-        };
-        Ok((target, seen))
-    }
-
-    /// What was found before, as somebody scored it.
-    async fn feedback(&self, feedback: Feedback, source: Source<'_>) -> Result<(Target, Vec<PointId>), Error> {
-        let weights = feedback.weights()?;
-        let mut seen = Vec::new();
-        let mut examples = Vec::with_capacity(weights.len());
-        for (example, weight) in feedback.examples().zip(weights) {
-            let (vector, id) = self.example(example, source).await?;
-            seen.extend(id);
-            examples.push((vector, weight));
-        }
-        // The target says what is looked for, whatever it weighs; of the others only those count that do.
-        let mut at = 0;
-        examples.retain(|(_, weight)| {
-            at += 1;
-            at == 1 || *weight != 0.0
-        });
-        Ok((Target::Examples(Examples::Weighted { examples }), seen))
-    }
-
     /// Ranks by a formula, off the runtime: it is computed for every point that was found.
     async fn weighed(
         &self,
@@ -565,40 +455,6 @@ impl Search<'_> {
         })
     }
 
-    /// Pairs of examples, each with a side to be on, and perhaps a target.
-    async fn discover(
-        &self,
-        target: Option<Example>,
-        context: Option<Pairs>,
-        source: Source<'_>,
-    ) -> Result<(Target, Vec<PointId>), Error> {
-        let context = match context {
-            None => Vec::new(),
-            Some(Pairs::One(one)) => vec![one],
-            Some(Pairs::Many(many)) => many,
-        };
-        if target.is_none() && context.is_empty() {
-            return Err(Error::invalid("context", "is empty; give at least one pair"));
-        }
-        let mut seen = Vec::new();
-        let mut pairs = Vec::with_capacity(context.len());
-        for PairOf { positive, negative } in context {
-            let (liked, first) = self.example(positive, source).await?;
-            let (disliked, second) = self.example(negative, source).await?;
-            seen.extend([first, second].into_iter().flatten());
-            pairs.push(Pair { liked, disliked });
-        }
-        let examples = match target {
-            None => Examples::Context { pairs },
-            Some(target) => {
-                let (target, id) = self.example(target, source).await?;
-                seen.extend(id);
-                Examples::Discover { target, pairs }
-            }
-        };
-        Ok((Target::Examples(examples), seen))
-    }
-
     /// Points as a scroll lists them. Their score says nothing.
     async fn listed(&self, order: Option<Order>, filter: Filter, wanted: usize, carry: Carry) -> Result<Ranked, Error> {
         let wants = Wants { payload: carry.payload, vectors: carry.vectors };
@@ -608,13 +464,6 @@ impl Search<'_> {
         let hits = page.points.into_iter().map(|record| hit(record, 1.0)).collect();
         Ok(Ranked { hits, order_values: page.order_values })
     }
-}
-
-/// Where the ids of a query are looked up.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    collection: &'a str,
-    vector: &'a str,
 }
 
 /// A collection that something is looked up in.

@@ -24,7 +24,9 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::points::{How, Operation, UpdateVectors};
-use super::{Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, collections, groups, points, query};
+use super::{
+    Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, collections, facets, groups, points, query,
+};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 
@@ -571,7 +573,7 @@ impl Points for Service {
         let _permit = self.admit()?;
         let of = request.into_inner();
         let (name, asked) = (Path(of.collection_name.clone()), asked(of.timeout, of.read_consistency)?);
-        let answer = points::facet(self.door(), name, asked, body(&request::facet(of))?).await;
+        let answer = facets::facet(self.door(), name, asked, body(&request::facet(of))?).await;
         let Outcome { result, time } = outcome(answer)?;
         Ok(Response::new(pb::FacetResponse { hits: answer::facet(&result), time, usage: None }))
     }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::out_of_bounds;
-use super::Example;
+use super::examples::Example;
 use crate::failure::Error;
 
 /// `query.relevance_feedback`.

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::super::values::Vector;
 use super::super::{Answer, Asked, Body, Door};
-use super::{Asks, Batch, Discover, Example, Pairs, Query, Recommend, answered};
+use super::examples::{Discover, Example, Pairs, Recommend};
+use super::{Asks, Batch, Query, answered};
 
 /// The older recommendation: examples beside each other.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
