@@ -7,7 +7,6 @@ use std::pin::Pin;
 
 use axum::extract::{Path, State};
 use nearring_proto::collection::CollectionSpec;
-use nearring_proto::examples::{Examples, Pair};
 use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
@@ -27,7 +26,7 @@ use super::filter::QdrantFilter;
 use super::formula::read::Written;
 use super::formula::{Formula, FormulaError};
 use super::points::{OrderBy, order_value};
-use super::values::{Id, Vector, WithPayload, WithVector, id_json, recommended};
+use super::values::{WithPayload, WithVector, id_json};
 use super::{Answer, Asked, Body, Door, not_supported, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};

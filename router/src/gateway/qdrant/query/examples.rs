@@ -25,9 +25,9 @@ pub(super) enum Example {
 /// To be near to the target, on the positive side of as many pairs as can be.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct Discover {
-    target: Example,
+    pub(super) target: Example,
     #[serde(default)]
-    context: Option<Pairs>,
+    pub(super) context: Option<Pairs>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
@@ -38,7 +38,7 @@ pub(super) enum Pairs {
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
-struct PairOf {
+pub(super) struct PairOf {
     positive: Example,
     negative: Example,
 }
@@ -54,9 +54,9 @@ enum Strategy {
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct Recommend {
     #[serde(default)]
-    positive: Vec<Example>,
+    positive: Option<Vec<Example>>,
     #[serde(default)]
-    negative: Vec<Example>,
+    negative: Option<Vec<Example>>,
     #[serde(default)]
     strategy: Option<Strategy>,
 }
@@ -100,15 +100,16 @@ impl Search<'_> {
         source: Source<'_>,
     ) -> Result<(Target, Vec<PointId>), Error> {
         let strategy = wanted.strategy.unwrap_or(Strategy::AverageVector);
-        if wanted.positive.is_empty() && wanted.negative.is_empty() {
+        let (positive, negative) = (wanted.positive.unwrap_or_default(), wanted.negative.unwrap_or_default());
+        if positive.is_empty() && negative.is_empty() {
             return Err(out_of_bounds("query.recommend", "has no example; give at least one"));
         }
-        if wanted.positive.is_empty() && strategy == Strategy::AverageVector {
+        if positive.is_empty() && strategy == Strategy::AverageVector {
             return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
         }
         let mut seen = Vec::new();
         let mut sides = [Vec::new(), Vec::new()];
-        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
+        for (examples, vectors) in [positive, negative].into_iter().zip(&mut sides) {
             for example in examples {
                 let (vector, id) = self.example(example, source).await?;
                 seen.extend(id);
