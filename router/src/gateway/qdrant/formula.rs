@@ -1,7 +1,7 @@
 //! Scores by a formula over what a point holds and the scores that prefetches gave it.
 //!
 //! The problem: a ranking is to weigh more than likeness (price, age, distance, a condition), as Qdrant's formulas say it.
-//! **Rules**, those of Qdrant 1.19:
+//! **Rules**, those of Qdrant 1.19 (`acosh`, `max` and `min` are of a later one):
 //! - Numbers of a request are `f32`, as are scores; everything is computed in `f64`, and the result is an `f32` again.
 //! - `$score` and `$score[n]` are the scores of the nth prefetch; one that a point lacks is the default given, or else 0.
 //! - A path is the value of the payload, or else the default given; an array of one item is that item. Neither of them, or one
@@ -42,6 +42,10 @@ pub(super) enum Expression {
     Product(Vec<Expression>),
     /// All added up.
     Sum(Vec<Expression>),
+    /// The largest of at least one.
+    Largest(Vec<Expression>),
+    /// The smallest of at least one.
+    Smallest(Vec<Expression>),
     /// The dividend by the divisor; `by_zero` where that is 0.
     Quotient { dividend: Box<Expression>, divisor: Box<Expression>, by_zero: Option<f64> },
     /// The base to the power of the exponent.
@@ -61,6 +65,7 @@ pub(super) enum Function {
     Exponential,
     DecimalLogarithm,
     NaturalLogarithm,
+    InverseHyperbolicCosine,
 }
 
 /// How a value decays with its distance from a target.
@@ -192,6 +197,8 @@ impl Formula {
             Expression::Sum(terms) => {
                 terms.iter().try_fold(0.0, |sum, term| Ok::<_, FormulaError>(sum + self.value(term, point)?))?
             }
+            Expression::Largest(all) => self.fold(all, point, f64::max)?,
+            Expression::Smallest(all) => self.fold(all, point, f64::min)?,
             Expression::Quotient { dividend, divisor, by_zero } => {
                 let dividend = self.value(dividend, point)?;
                 if dividend == 0.0 {
@@ -213,6 +220,16 @@ impl Formula {
                 decay.at(distance, *steepness)
             }
         })
+    }
+
+    fn fold(
+        &self,
+        all: &[Expression],
+        point: &Looked<'_>,
+        chosen: impl Fn(f64, f64) -> f64,
+    ) -> Result<f64, FormulaError> {
+        let values = all.iter().map(|one| self.value(one, point)).collect::<Result<Vec<f64>, _>>()?;
+        values.into_iter().reduce(chosen).ok_or_else(|| FormulaError::NotFinite("of no values".to_owned()))
     }
 
     /// What stands at a path, or its default, as what is wanted there.
@@ -254,7 +271,9 @@ impl Expression {
         }
         match self {
             Self::Condition(filter) => asks(filter),
-            Self::Product(all) | Self::Sum(all) => all.iter().any(Self::asks_for_vectors),
+            Self::Product(all) | Self::Sum(all) | Self::Largest(all) | Self::Smallest(all) => {
+                all.iter().any(Self::asks_for_vectors)
+            }
             Self::Quotient { dividend: a, divisor: b, .. }
             | Self::Power { base: a, exponent: b }
             | Self::Decay { of: a, target: b, .. } => a.asks_for_vectors() || b.asks_for_vectors(),
@@ -273,6 +292,7 @@ impl Function {
             Self::Exponential => finite(value.exp(), || format!("exp({value})")),
             Self::DecimalLogarithm => finite(value.log10(), || format!("log10({value})")),
             Self::NaturalLogarithm => finite(value.ln(), || format!("ln({value})")),
+            Self::InverseHyperbolicCosine => finite(value.acosh(), || format!("acosh({value})")),
         }
     }
 }

@@ -37,6 +37,8 @@ pub(in super::super) enum Written {
 pub(in super::super) enum Operation {
     Sum(Vec<Written>),
     Mult(Vec<Written>),
+    Max(Vec<Written>),
+    Min(Vec<Written>),
     Neg(Written),
     Abs(Written),
     Div { left: Written, right: Written, by_zero_default: Option<f32> },
@@ -45,6 +47,7 @@ pub(in super::super) enum Operation {
     Exp(Written),
     Log10(Written),
     Ln(Written),
+    Acosh(Written),
     GeoDistance { origin: Degrees, to: String },
     Datetime(String),
     DatetimeKey(String),
@@ -157,12 +160,15 @@ impl Reader {
         Ok(Some(match key {
             "sum" => Expression::Sum(self.list(of, at, depth)?),
             "mult" => Expression::Product(self.list(of, at, depth)?),
+            "max" => Expression::Largest(self.some(of, at, depth)?),
+            "min" => Expression::Smallest(self.some(of, at, depth)?),
             "neg" => self.function(Function::Negative, of, at, depth)?,
             "abs" => self.function(Function::Absolute, of, at, depth)?,
             "sqrt" => self.function(Function::SquareRoot, of, at, depth)?,
             "exp" => self.function(Function::Exponential, of, at, depth)?,
             "log10" => self.function(Function::DecimalLogarithm, of, at, depth)?,
             "ln" => self.function(Function::NaturalLogarithm, of, at, depth)?,
+            "acosh" => self.function(Function::InverseHyperbolicCosine, of, at, depth)?,
             "div" => Expression::Quotient {
                 dividend: self.part(of, "left", at, depth)?,
                 divisor: self.part(of, "right", at, depth)?,
@@ -195,6 +201,12 @@ impl Reader {
     fn list(&mut self, of: &Value, at: &str, depth: usize) -> Result<Vec<Expression>, Error> {
         let items = of.as_array().ok_or_else(|| Error::invalid(at, "is no list of expressions"))?;
         items.iter().enumerate().map(|(i, item)| self.expression(item, &format!("{at}[{i}]"), depth)).collect()
+    }
+
+    /// A list of at least one.
+    fn some(&mut self, of: &Value, at: &str, depth: usize) -> Result<Vec<Expression>, Error> {
+        let all = self.list(of, at, depth)?;
+        if all.is_empty() { Err(Error::invalid(at, "is empty")) } else { Ok(all) }
     }
 
     fn part(&mut self, of: &Value, key: &str, at: &str, depth: usize) -> Result<Box<Expression>, Error> {

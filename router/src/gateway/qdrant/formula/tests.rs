@@ -47,6 +47,9 @@ fn every_expression_has_its_value() {
         (json!({"sum": []}), 0.0),
         (json!({"mult": ["n", 2, "half"]}), 3.0),
         (json!({"mult": []}), 1.0),
+        (json!({"max": ["n", 7, "half"]}), 7.0),
+        (json!({"min": ["n", 7, "half"]}), 0.5),
+        (json!({"acosh": 1}), 0.0),
         (json!({"neg": "n"}), -3.0),
         (json!({"abs": "inner.n"}), 2.0),
         (json!({"div": {"left": "n", "right": 2}}), 1.5),
@@ -136,6 +139,7 @@ fn what_is_not_finite_fails() {
         json!({"exp": 1000}),
         json!({"log10": 0}),
         json!({"ln": -1}),
+        json!({"acosh": 0.5}),
         json!({"mult": [1e38, 1e38]}),
     ] {
         let error = score(written.clone(), json!({}), json!({}), &[]).unwrap_err();
@@ -151,6 +155,7 @@ fn malformed_formulas_are_refused_by_their_place() {
     for (written, defaults, place) in [
         (json!({"sum": [1, {"div": {"right": 2}}]}), json!({}), "query.formula.sum[1].div.left: is missing"),
         (json!({"sum": 1}), json!({}), "query.formula.sum: "),
+        (json!({"max": []}), json!({}), "query.formula.max: "),
         (json!([1]), json!({}), "query.formula: "),
         (json!(true), json!({}), "query.formula: "),
         (json!("$scores"), json!({}), "query.formula: Invalid reserved variable"),
