@@ -4,7 +4,8 @@
 //! **Rules**, those of Qdrant 1.19 (`acosh`, `max` and `min` are of a later one):
 //! - Numbers of a request are `f32`, as are scores; everything is computed in `f64`, and the result is an `f32` again.
 //! - `$score` and `$score[n]` are the scores of the nth prefetch; one that a point lacks is the default given, or else 0.
-//! - A path is the value of the payload, or else the default given; an array of one item is that item. Neither of them, or one
+//! - A path is the value of the payload, or else the default given; an array of one item is that item,
+//!   and a null is nothing, as it is to an index (Qdrant takes it for a value of fields without one). Neither of them, or one
 //!   of another kind than the place wants, fails the whole query: a point that dropped out would not be missed.
 //! - A condition is 1 where it holds and 0 where not. A moment is seconds since 1970-01-01T00:00:00Z, a distance metres.
 //! - A product ends at its first factor of 0 and a quotient at a dividend of 0: what follows is not looked at.
@@ -243,7 +244,8 @@ impl Formula {
     ) -> Result<T, FormulaError> {
         let mut found: Vec<&Value> = Vec::new();
         payload::visit_written(point.payload, path, &mut |value| match value {
-            Value::Array(items) => found.extend(items),
+            Value::Array(items) => found.extend(items.iter().filter(|item| !item.is_null())),
+            Value::Null => {}
             other => found.push(other),
         });
         let error = |reason| FormulaError::Value { path: path.to_owned(), wanted, reason };

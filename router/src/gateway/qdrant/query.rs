@@ -26,7 +26,7 @@ use super::filter::QdrantFilter;
 use super::formula::read::Written;
 use super::formula::{Formula, FormulaError};
 use super::points::{OrderBy, order_value};
-use super::values::{WithPayload, WithVector, id_json};
+use super::values::{WithPayload, WithVector, id_json, score_json};
 use super::{Answer, Asked, Body, Door, not_supported, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
@@ -184,6 +184,14 @@ impl Query {
         self
     }
 
+    fn has_prefetch(&self) -> bool {
+        match &self.prefetch {
+            None => false,
+            Some(OneOrMany::One(_)) => true,
+            Some(OneOrMany::Many(many)) => !many.is_empty(),
+        }
+    }
+
     /// Refuses what does not go together, as Qdrant words it.
     fn check(&self) -> Result<(), Error> {
         let refused = |reason: &str| Err(Error::new(Kind::Invalid, format!("Bad request: {reason}")));
@@ -193,11 +201,7 @@ impl Query {
                 return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
             }
         }
-        let prefetched = match &self.prefetch {
-            None => false,
-            Some(OneOrMany::One(_)) => true,
-            Some(OneOrMany::Many(many)) => !many.is_empty(),
-        };
+        let prefetched = self.has_prefetch();
         match &self.query {
             None if prefetched => {
                 refused("A query is needed to merge the prefetches. Can't have prefetches without defining a query.")
@@ -286,8 +290,8 @@ impl Search<'_> {
                 Some(Asks::Formula { formula, defaults }) => Some(Formula::read(formula, defaults.as_ref())?),
                 _ => None,
             };
-            // A sample has no pages: each is drawn anew.
-            let sampled = matches!(query.query, Some(Asks::Sample { .. }));
+            // A sample has no pages: each is drawn anew. One of what prefetches found has, as in Qdrant.
+            let sampled = matches!(query.query, Some(Asks::Sample { .. })) && !query.has_prefetch();
             let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
             let limit = query.limit.unwrap_or(LIMIT);
             let wanted = limit.saturating_add(offset);
@@ -548,7 +552,7 @@ async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) ->
 }
 
 fn hit_json(hit: &Hit, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
-    let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": hit.score});
+    let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": score_json(hit.score)});
     if let Some(object) = answer.as_object_mut() {
         if let Some(payload) = payload.of(&hit.payload_json)? {
             object.insert("payload".to_owned(), Value::Object(payload));

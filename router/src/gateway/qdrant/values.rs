@@ -318,6 +318,11 @@ impl WithVector {
     }
 }
 
+/// A score as it is answered: the shortest number that reads as it in single precision, and not all the digits of a double.
+pub(super) fn score_json(score: f32) -> Value {
+    score.to_string().parse::<f64>().map_or_else(|_| json!(score), |shortest| json!(shortest))
+}
+
 /// A vector as it is answered.
 fn vector_json(vector: &Stored) -> Value {
     match vector {
@@ -345,6 +350,14 @@ pub(super) fn record_json(record: &PointRecord, payload: &WithPayload, vector: &
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn scores_are_told_by_their_shortest_form() {
+        for (score, told) in [(1.4063001_f32, "1.4063001"), (0.1, "0.1"), (-2.0, "-2.0"), (1e-30, "1e-30")] {
+            assert_eq!(score_json(score).to_string(), told);
+            assert_eq!(score_json(score).as_f64().unwrap() as f32, score);
+        }
+    }
 
     #[test]
     fn recommendations_lie_beyond_what_is_liked() {

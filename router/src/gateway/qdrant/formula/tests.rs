@@ -103,6 +103,8 @@ fn defaults_stand_in() {
     let with = |written, held| score(written, defaults.clone(), held, &[None]).unwrap();
     assert_eq!(with(json!("n"), json!({})), 5.0);
     assert_eq!(with(json!("n"), json!({"n": []})), 5.0);
+    assert_eq!(with(json!("n"), json!({"n": null})), 5.0);
+    assert_eq!(with(json!("n"), json!({"n": [null, 2]})), 2.0);
     assert_eq!(with(json!("n"), json!({"n": 1})), 1.0);
     assert_eq!(with(json!("$score[1]"), json!({})), 0.75);
     assert_eq!(with(json!("$score"), json!({})), 0.0);

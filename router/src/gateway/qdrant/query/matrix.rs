@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::filter::QdrantFilter;
-use super::super::values::id_json;
+use super::super::values::{id_json, score_json};
 use super::super::{Answer, Asked, Body, Door, not_supported, out_of_bounds};
 use super::has_vector;
 use crate::failure::Error;
@@ -54,7 +54,7 @@ impl Rows {
     fn pairs(&self) -> Value {
         let row = |(a, near): &(PointId, Vec<(PointId, f32)>)| {
             let a = id_json(a);
-            let pair = |(b, score): &(PointId, f32)| json!({"a": a, "b": id_json(b), "score": score});
+            let pair = |(b, score): &(PointId, f32)| json!({"a": a, "b": id_json(b), "score": score_json(*score)});
             near.iter().map(pair).collect::<Vec<Value>>()
         };
         json!({"pairs": self.0.iter().flat_map(row).collect::<Vec<Value>>()})
@@ -67,7 +67,7 @@ impl Rows {
             for (column, score) in near.iter().filter_map(|(id, score)| Some((places.get(id)?, score))) {
                 rows.push(row);
                 columns.push(*column);
-                scores.push(*score);
+                scores.push(score_json(*score));
             }
         }
         let ids: Vec<Value> = self.0.iter().map(|(id, _)| id_json(id)).collect();
