@@ -212,11 +212,6 @@ impl Query {
             Some(Asks::OrderBy { .. }) if self.score_threshold.is_some() => {
                 refused("Can't use score_threshold with an order_by query.")
             }
-            Some(Asks::Fusion { .. } | Asks::Rrf { .. })
-                if self.using.as_ref().is_some_and(|using| !using.is_empty()) =>
-            {
-                refused("Fusion queries cannot be combined with the 'using' field.")
-            }
             Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if !prefetched => {
                 refused("cannot apply Fusion without prefetches")
             }
@@ -326,6 +321,11 @@ impl Search<'_> {
             let mut lists = Vec::with_capacity(prefetches.len());
             for prefetch in prefetches {
                 lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?.hits);
+            }
+            // Whatever is wrong with a prefetch is told first.
+            if fused && !using.is_empty() {
+                let reason = "Bad request: Fusion queries cannot be combined with the 'using' field.";
+                return Err(Error::new(Kind::Invalid, reason));
             }
             let candidates = has_prefetch.then(|| {
                 let ids: std::collections::BTreeSet<PointId> =
