@@ -5,14 +5,14 @@
 //! - Numbers of a request are `f32`, as are scores; everything is computed in `f64`, and the result is an `f32` again.
 //! - `$score` and `$score[n]` are the scores of the nth prefetch; one that a point lacks is the default given, or else 0.
 //! - A path is the value of the payload, or else the default given; an array of one item is that item,
-//!   and a null is nothing, as it is to an index (Qdrant takes it for a value of fields without one). Neither of them, or one
+//!   and a null of a field that has an index is nothing, as it is to the index; of others it is a value that is no number. Neither of them, or one
 //!   of another kind than the place wants, fails the whole query: a point that dropped out would not be missed.
 //! - A condition is 1 where it holds and 0 where not. A moment is seconds since 1970-01-01T00:00:00Z, a distance metres.
 //! - A product ends at its first factor of 0 and a quotient at a dividend of 0: what follows is not looked at.
 //! - A result that is not finite fails the query.
 //!
 //! What this deliberately does not do: read requests ([`read`] does) or points (whoever calls has them).
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nearring_proto::filter::{Filter, Place, datetime_micros};
 use nearring_proto::hit::Hit;
@@ -85,6 +85,8 @@ pub(super) struct Formula {
     pub(super) scores: BTreeMap<usize, f64>,
     /// By path.
     pub(super) values: BTreeMap<String, Value>,
+    /// Paths that have an index.
+    pub(super) indexed: BTreeSet<String>,
 }
 
 /// Why a formula has no value for a point.
@@ -244,10 +246,12 @@ impl Formula {
     ) -> Result<T, FormulaError> {
         let mut found: Vec<&Value> = Vec::new();
         payload::visit_written(point.payload, path, &mut |value| match value {
-            Value::Array(items) => found.extend(items.iter().filter(|item| !item.is_null())),
-            Value::Null => {}
+            Value::Array(items) => found.extend(items),
             other => found.push(other),
         });
+        if self.indexed.contains(path) {
+            found.retain(|value| !value.is_null());
+        }
         let error = |reason| FormulaError::Value { path: path.to_owned(), wanted, reason };
         let value = match found.as_slice() {
             [] => self.values.get(path).ok_or_else(|| error("there is none"))?,

@@ -212,9 +212,10 @@ impl Query {
             Some(Asks::OrderBy { .. }) if self.score_threshold.is_some() => {
                 refused("Can't use score_threshold with an order_by query.")
             }
-            Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if !prefetched => {
-                refused("cannot apply Fusion without prefetches")
-            }
+            Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if !prefetched => refused(match self.using.as_deref() {
+                None | Some("") => "cannot apply Fusion without prefetches",
+                Some(_) => "Fusion queries cannot be combined with the 'using' field.",
+            }),
             Some(Asks::Formula { .. }) if !prefetched => refused("cannot apply Formula without prefetches"),
             _ => Ok(()),
         }
@@ -282,7 +283,10 @@ impl Search<'_> {
             }
             query.check()?;
             let formula = match &query.query {
-                Some(Asks::Formula { formula, defaults }) => Some(Formula::read(formula, defaults.as_ref())?),
+                Some(Asks::Formula { formula, defaults }) => {
+                    let indexed = self.spec.payload_indexes.keys().cloned().collect();
+                    Some(Formula { indexed, ..Formula::read(formula, defaults.as_ref())? })
+                }
                 _ => None,
             };
             // A sample has no pages: each is drawn anew. One of what prefetches found has, as in Qdrant.

@@ -74,7 +74,8 @@ impl Formula {
     pub(in super::super) fn read(formula: &Value, defaults: Option<&Map<String, Value>>) -> Result<Self, Error> {
         let mut reader = Reader { parts: 0, checked: Vec::new() };
         let expression = reader.expression(formula, "query.formula", 1)?;
-        let mut read = Self { expression, scores: Default::default(), values: Default::default() };
+        let mut read =
+            Self { expression, scores: Default::default(), values: Default::default(), indexed: Default::default() };
         for (name, value) in defaults.into_iter().flatten() {
             let field = || format!("query.defaults.{name}");
             match variable(name).map_err(|reason| Error::invalid(field(), reason))? {

@@ -103,8 +103,12 @@ fn defaults_stand_in() {
     let with = |written, held| score(written, defaults.clone(), held, &[None]).unwrap();
     assert_eq!(with(json!("n"), json!({})), 5.0);
     assert_eq!(with(json!("n"), json!({"n": []})), 5.0);
-    assert_eq!(with(json!("n"), json!({"n": null})), 5.0);
-    assert_eq!(with(json!("n"), json!({"n": [null, 2]})), 2.0);
+    let held = payload::parse(br#"{"n": null}"#).unwrap();
+    let looked = Looked { id: &PointId::Number(7), payload: &held, has_vector: &|_| false, scores: &[] };
+    let mut of_null = formula(json!("n"), json!({"n": 5}));
+    assert!(of_null.score(&looked).is_err(), "a null is a value");
+    of_null.indexed.insert("n".to_owned());
+    assert_eq!(of_null.score(&looked), Ok(5.0), "but not to an index");
     assert_eq!(with(json!("n"), json!({"n": 1})), 1.0);
     assert_eq!(with(json!("$score[1]"), json!({})), 0.75);
     assert_eq!(with(json!("$score"), json!({})), 0.0);
