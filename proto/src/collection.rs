@@ -397,6 +397,11 @@ impl CollectionSpec {
                 for (at, vector) in vectors.into_iter().enumerate() {
                     self.check_vector(&query.vector_name, vector, || format!("examples[{at}]"))?;
                 }
+                if let Examples::Weighted { examples } = examples
+                    && let Some(at) = examples.iter().position(|(_, weight)| !weight.is_finite())
+                {
+                    return Err(InvalidInput::new(format!("examples[{at}]"), "has a weight that is not finite"));
+                }
             }
         }
         if !(1..=SearchQuery::LIMIT_MAX).contains(&query.limit) {

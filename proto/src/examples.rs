@@ -2,7 +2,7 @@
 //!
 //! All rest on the likeness of a stored vector to one example, of which more is nearer: the score of cosine and dot, the negative
 //! square of a distance. They are those of Qdrant (documentation, "Explore"): best and summed scores of recommendations, and
-//! discovery by a target and a context of pairs. More is better whatever the metric.
+//! discovery by a target and a context of pairs; relevance feedback comes as weights. More is better whatever the metric.
 use crate::vector::Vector;
 
 /// A direction: towards the first, away from the second.
@@ -43,6 +43,11 @@ pub enum Examples {
         /// At least one.
         pairs: Vec<Pair>,
     },
+    /// Each likeness times its weight, added up in double precision.
+    Weighted {
+        /// At least one. Weights are finite, and negative for what is not liked.
+        examples: Vec<(Vector, f32)>,
+    },
 }
 
 impl Examples {
@@ -58,6 +63,7 @@ impl Examples {
             Self::Best { liked, disliked } | Self::Sum { liked, disliked } => liked.iter().chain(disliked).collect(),
             Self::Discover { target, pairs } => std::iter::once(target).chain(of_pairs(pairs)).collect(),
             Self::Context { pairs } => of_pairs(pairs).collect(),
+            Self::Weighted { examples } => examples.iter().map(|(vector, _)| vector).collect(),
         }
     }
 
@@ -72,6 +78,7 @@ impl Examples {
             }
             Self::Discover { target, pairs } => std::iter::once(target).chain(of_pairs(pairs)).collect(),
             Self::Context { pairs } => of_pairs(pairs).collect(),
+            Self::Weighted { examples } => examples.iter_mut().map(|(vector, _)| vector).collect(),
         }
     }
 
@@ -99,6 +106,10 @@ impl Examples {
                 let lost =
                     |pair: &Pair| sigmoid((likeness(&pair.liked) - likeness(&pair.disliked) - f32::EPSILON).min(0.0));
                 pairs.iter().map(lost).sum()
+            }
+            Self::Weighted { examples } => {
+                let weighed = |(vector, weight): &(Vector, f32)| f64::from(*weight) * f64::from(likeness(vector));
+                examples.iter().map(weighed).sum::<f64>() as f32
             }
         }
     }
@@ -148,6 +159,8 @@ mod tests {
         assert_eq!(score(&discover(pairs.clone()), &[1.0, 0.0]), 0.75, "one for, one against");
         assert_eq!(score(&discover(pairs[..1].to_vec()), &[1.0, 0.0]), 1.75);
         assert_eq!(score(&discover(vec![]), &[1.0, 0.0]), 0.75);
+        let weighted = vec![(dense(&[1.0, 0.0]), 2.0), (dense(&[0.0, 1.0]), -0.5)];
+        assert_eq!(score(&Examples::Weighted { examples: weighted }, &[3.0, 4.0]), 4.0);
         let context = |pairs: &[Pair]| Examples::Context { pairs: pairs.to_vec() };
         assert_eq!(score(&context(&pairs[..1]), &[1.0, 0.0]), 0.0);
         assert!((score(&context(&pairs), &[1.0, 0.0]) + 0.5).abs() < 1e-6);

@@ -450,13 +450,8 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
         (&format!("PUT {points}"), json!({"points": [{"id": -1, "vector": [1, 1]}]}), bad, "id"),
         (&format!("PUT {points}"), json!({"points": 3}), bad, "JSON"),
         (&format!("PUT {points}"), json!({"points": [{"id": 50, "vector": {"other": [1, 1]}}]}), bad, "other"),
-        (&format!("POST {points}/query"), json!({"query": [1, 0, 0]}), bad, "components"),
-        (
-            &format!("POST {points}/query"),
-            json!({"query": {"formula": {"mult": [2.0, "$score"]}}}),
-            StatusCode::NOT_IMPLEMENTED,
-            "formula",
-        ),
+        (&format!("POST {points}/query"), json!({"query": [1, 0, 0]}), bad, "expected dim: 2, got 3"),
+        (&format!("POST {points}/query"), json!({"query": {"formula": {"mult": [2.0, "$score"]}}}), bad, "Formula"),
         (&format!("POST {points}/query"), json!({"query": 999}), StatusCode::NOT_FOUND, "999"),
         (&format!("POST {points}/query"), json!({"query": [1, 0], "using": "other"}), bad, "other"),
         (&format!("POST {points}/scroll"), json!({"filter": {"must": [{"key": "n", "rang": {}}]}}), bad, "JSON"),
@@ -655,7 +650,7 @@ async fn over_grpc_it_is_the_same_store() {
     assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}");
     let formula = pb::Query { variant: Some(pb::query::Variant::Formula(pb::Formula::default())) };
     let status = points.query(pb::QueryPoints { query: Some(formula), ..query }).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, "not supported: query formula"));
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
     assert_eq!(running.found(json!({"must": [{"has_id": [50]}]})).await, [0_u64; 0]);
 }
 

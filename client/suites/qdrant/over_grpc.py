@@ -329,6 +329,18 @@ def reads(both, rng):
         both.query(f"fused: {fusion.value}", prefetch=prefetch, query=models.FusionQuery(fusion=fusion), limit=12)
     both.query("fused with weights", prefetch=prefetch, query=models.RrfQuery(rrf=models.Rrf(k=9, weights=[3.0, 1.0, 0.5])),
                limit=12)
+    formula = models.SumExpression(sum=[
+        models.MultExpression(mult=[2.0, "$score"]),
+        models.DivExpression(div=models.DivParams(left="number", right=100.0)),
+        models.FieldCondition(key="kind", match=models.MatchValue(value="nut")),
+    ])
+    both.query("weighed by a formula", prefetch=prefetch[:2], limit=12,
+               query=models.FormulaQuery(formula=formula, defaults={"number": 3}))
+    feedback = models.RelevanceFeedbackInput(
+        target=dense,
+        feedback=[models.FeedbackItem(example=1, score=0.9), models.FeedbackItem(example=[0.1, 0.9, 0.2, 0.4], score=0.2)],
+        strategy=models.NaiveFeedbackStrategy(naive=models.NaiveFeedbackStrategyParams(a=0.5, b=1.2, c=0.7)))
+    both.query("turned by feedback", query=models.RelevanceFeedbackQuery(relevance_feedback=feedback), using="dense", limit=20)
     both.query("scored anew", prefetch=prefetch[:2], query=late, using="late", limit=12)
 
     # Orders and samples.
@@ -428,7 +440,7 @@ def errors(both):
         lambda: server.delete("nowhere", [1]),
     ):
         refused(grpc.StatusCode.NOT_FOUND, "nowhere", call)
-    refused(invalid, "components", server.query_points, name, query=[1.0, 2.0], using="dense")
+    refused(invalid, "Vector dimension error", server.query_points, name, query=[1.0, 2.0], using="dense")
     refused(invalid, "other", server.query_points, name, query=[1.0], using="other")
     refused(invalid, "limit", server.query_points, name, query=[1.0] * 4, using="dense", limit=0)
     refused(invalid, "points[1].vector", server.upsert, name, [
@@ -478,16 +490,12 @@ def errors(both):
 
     unimplemented = grpc.StatusCode.UNIMPLEMENTED
     discover = models.DiscoverQuery(discover=models.DiscoverInput(target=1, context=[]))
-    formula = models.FormulaQuery(formula=models.SumExpression(sum=["$score", 1.0]))
-    refused(unimplemented, "formula", server.query_points, name, query=formula,
-            prefetch=models.Prefetch(query=[1.0] * 4, using="dense"))
     for query, word in ((discover, "discover"), (models.ContextQuery(context=[]), "context")):
         try:
             refused(unimplemented, word, server.query_points, name, query=query, using="dense")
         except AssertionError as error:
             # A later version may have it.
             assert "was taken" in str(error), error
-    refused(unimplemented, "search matrix", server.search_matrix_pairs, name, using="dense")
     refused(unimplemented, "shard", server.create_shard_key, name, "a")
 
 

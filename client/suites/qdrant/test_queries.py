@@ -91,6 +91,51 @@ def test_ranked_anew(both, rng):
     both.query(prefetch=[inner], query=dense(rng, 4), using="dot", limit=10, query_filter=CHEAP)
 
 
+def test_weighed_by_a_formula(both, rng):
+    """Every kind of expression, over two prefetches."""
+    prefetch = [
+        models.Prefetch(query=dense(rng, 8), using="cosine", limit=60, params=EXACT),
+        models.Prefetch(query=dense(rng, 4), using="dot", limit=60, filter=CHEAP, params=EXACT),
+    ]
+    decay = models.DecayParamsExpression(x="number", target=20.0, midpoint=0.3, scale=15.0)
+    root = models.SqrtExpression(sqrt=models.AbsExpression(abs="number"))
+    formulas = [
+        models.SumExpression(sum=["$score[0]", models.MultExpression(mult=[0.5, "$score[1]"])]),
+        models.SumExpression(sum=["$score", models.NegExpression(neg=models.LinDecayExpression(lin_decay=decay))]),
+        models.MultExpression(mult=["$score", models.ExpDecayExpression(exp_decay=decay), 3.0]),
+        models.SumExpression(sum=["$score", models.GaussDecayExpression(gauss_decay=decay)]),
+        models.DivExpression(div=models.DivParams(left="$score", right="$score[1]", by_zero_default=-1.0)),
+        models.SumExpression(sum=[root, models.HasIdCondition(has_id=[1, 2, 3]), "$score"]),
+        models.ExpExpression(exp=models.NegExpression(neg=models.PowExpression(
+            pow=models.PowParams(base="$score", exponent=2.0)))),
+    ]
+    for formula in formulas:
+        query = models.FormulaQuery(formula=formula, defaults={"number": 7, "$score[1]": 0.25})
+        both.query(prefetch=prefetch, query=query, limit=100)
+        both.query(prefetch=prefetch, query=query, limit=10, offset=5, with_payload=True)
+
+
+def test_turned_by_feedback(both, points, rng):
+    for scores in ([0.7], [0.9, 0.1], [0.2, 0.8, 0.5]):
+        items = [models.FeedbackItem(example=points[at].id, score=score) for at, score in enumerate(scores)]
+        items.append(models.FeedbackItem(example=dense(rng, 8), score=0.4))
+        naive = models.NaiveFeedbackStrategyParams(a=0.6, b=1.5, c=0.8)
+        feedback = models.RelevanceFeedbackInput(
+            target=dense(rng, 8), feedback=items, strategy=models.NaiveFeedbackStrategy(naive=naive)
+        )
+        both.query(query=models.RelevanceFeedbackQuery(relevance_feedback=feedback), using="cosine", limit=30)
+
+
+def test_distances_within_a_sample(both):
+    """All points that match are drawn, so that both have the same sample."""
+    wanted = models.Filter(must=[CHEAP, models.HasIdCondition(has_id=list(range(60)))])
+    ours, theirs = both.do("search_matrix_offsets", using="cosine", sample=1000, limit=4, query_filter=wanted)
+    assert ours.ids == theirs.ids and ours.offsets_row == theirs.offsets_row
+    assert all(near(score, other) for score, other in zip(ours.scores, theirs.scores, strict=True))
+    ours, theirs = both.do("search_matrix_pairs", using="cosine", sample=1000, limit=4, query_filter=wanted)
+    assert [pair.a for pair in ours.pairs] == [pair.a for pair in theirs.pairs]
+
+
 def test_diverse(both, rng):
     query = dense(rng, 8)
     for diversity in (0.0, 0.3, 0.9):

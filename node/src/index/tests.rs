@@ -78,10 +78,11 @@ fn random_multi(rng: &mut SmallRng, metric: Metric) -> MultiVector {
 fn random_examples(rng: &mut SmallRng, vector: impl Fn(&mut SmallRng) -> Vector) -> Target {
     let list = |rng: &mut SmallRng, least: usize| (least..3).map(|_| vector(rng)).collect::<Vec<Vector>>();
     let pairs = |rng: &mut SmallRng| (0..2).map(|_| Pair { liked: vector(rng), disliked: vector(rng) }).collect();
-    Target::Examples(match rng.random_range(0..4) {
+    Target::Examples(match rng.random_range(0..5) {
         0 => Examples::Best { liked: list(rng, 1), disliked: list(rng, 2) },
         1 => Examples::Sum { liked: list(rng, 0), disliked: list(rng, 1) },
         2 => Examples::Discover { target: vector(rng), pairs: pairs(rng) },
+        3 => Examples::Weighted { examples: vec![(vector(rng), 0.5), (vector(rng), -1.5)] },
         _ => Examples::Context { pairs: pairs(rng) },
     })
 }

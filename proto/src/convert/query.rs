@@ -106,6 +106,9 @@ impl TryFrom<wire::Examples> for Examples {
         if target.is_some() && rule != Rule::Discover {
             return Err(DecodeError::new("target", "is for discovery only"));
         }
+        if !message.weights.is_empty() && rule != Rule::Weighted {
+            return Err(DecodeError::new("weights", "are for weighted examples only"));
+        }
         let pairs = |liked: Vec<Vector>, disliked: Vec<Vector>| {
             if liked.len() != disliked.len() {
                 let reason =
@@ -120,6 +123,14 @@ impl TryFrom<wire::Examples> for Examples {
             Rule::Sum => Self::Sum { liked, disliked },
             Rule::Discover => Self::Discover { target: required(target, "target")?, pairs: pairs(liked, disliked)? },
             Rule::Context => Self::Context { pairs: pairs(liked, disliked)? },
+            Rule::Weighted if !disliked.is_empty() => {
+                return Err(DecodeError::new("disliked", "is given beside weights; give a negative weight"));
+            }
+            Rule::Weighted if message.weights.len() != liked.len() => {
+                let reason = format!("has {} numbers for {} vectors", message.weights.len(), liked.len());
+                return Err(DecodeError::new("weights", reason));
+            }
+            Rule::Weighted => Self::Weighted { examples: liked.into_iter().zip(message.weights).collect() },
         })
     }
 }
@@ -130,6 +141,7 @@ impl From<Examples> for wire::Examples {
             let (dense, sparse, multi) = vector_to_wire(vector);
             wire::examples::Vector { dense, sparse, multi }
         };
+        let mut weights = Vec::new();
         let (rule, target, liked, disliked) = match examples {
             Examples::Best { liked, disliked } => (Rule::Best, None, liked, disliked),
             Examples::Sum { liked, disliked } => (Rule::Sum, None, liked, disliked),
@@ -141,12 +153,18 @@ impl From<Examples> for wire::Examples {
                 let (liked, disliked) = pairs.into_iter().map(|pair| (pair.liked, pair.disliked)).unzip();
                 (Rule::Context, None, liked, disliked)
             }
+            Examples::Weighted { examples } => {
+                let liked;
+                (liked, weights) = examples.into_iter().unzip();
+                (Rule::Weighted, None, liked, Vec::new())
+            }
         };
         Self {
             rule: rule.into(),
             liked: liked.into_iter().map(write).collect(),
             disliked: disliked.into_iter().map(write).collect(),
             target: target.map(write),
+            weights,
         }
     }
 }

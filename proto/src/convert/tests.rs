@@ -195,6 +195,7 @@ fn target() -> impl Strategy<Value = Target> {
         lists().prop_map(|(liked, disliked)| Target::Examples(Examples::Sum { liked, disliked })),
         (any_vector(), pairs()).prop_map(|(target, pairs)| Target::Examples(Examples::Discover { target, pairs })),
         pairs().prop_map(|pairs| Target::Examples(Examples::Context { pairs })),
+        vec((any_vector(), float()), 0..3).prop_map(|examples| Target::Examples(Examples::Weighted { examples })),
     ]
 }
 

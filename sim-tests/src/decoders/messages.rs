@@ -259,7 +259,8 @@ pub(super) fn wire_seeds() -> Vec<Vec<u8>> {
     for (vector_name, vector) in super::machine::others() {
         let pairs = vec![Pair { liked: vector.clone(), disliked: vector.clone() }];
         let discover = Target::Examples(Examples::Discover { target: vector.clone(), pairs });
-        for target in [Target::Near(vector), discover] {
+        let weighted = Target::Examples(Examples::Weighted { examples: vec![(vector.clone(), -0.5)] });
+        for target in [Target::Near(vector), discover, weighted] {
             let vector_name = vector_name.clone();
             seeds.push(of::<wire::SearchQuery>(4, SearchQuery { vector_name, target, ..query.clone() }));
         }

@@ -155,7 +155,7 @@ impl Hnsw {
     fn check(&self) -> Result<(), Error> {
         match self.ef_construct {
             Some(ef @ 0..4) => {
-                Err(super::out_of_range("hnsw_config.ef_construct", format!("value {ef} invalid, must be 4 or larger")))
+                Err(super::out_of_bounds("hnsw_config.ef_construct", format!("value {ef} invalid, must be 4 or larger")))
             }
             _ => Ok(()),
         }
@@ -171,7 +171,7 @@ impl OneVector {
         if !(1..=DIMENSION_MAX).contains(&self.size) {
             let field = if name.is_empty() { "vectors.size".to_owned() } else { format!("vectors.{name}.size") };
             let reason = format!("value {} invalid, must be from 1 to {DIMENSION_MAX}", self.size);
-            return Err(super::out_of_range(field, reason));
+            return Err(super::out_of_bounds(field, reason));
         }
         let metric = match self.distance {
             Distance::Cosine => Metric::Cosine,

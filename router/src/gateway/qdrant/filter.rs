@@ -1,4 +1,5 @@
 //! Qdrant's filters, in our terms.
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use nearring_proto::filter::{Filter, Place, Range, Scalar, WantedWords};
@@ -209,19 +210,26 @@ impl QdrantFilter {
         collection: &str,
     ) -> Result<Option<Filter>, Error> {
         let Some(filter) = filter else { return Ok(None) };
-        let mut filter = filter.convert()?;
+        let mut read = filter.clone().convert()?;
         let mut asks = false;
-        each_words(&mut filter, "", &mut |_, _| asks = true);
-        if asks {
-            let declared = super::collections::declared(pipeline, collection, "text").await?;
-            each_words(&mut filter, "", &mut |path, condition| {
-                if !declared.contains(path) {
-                    by_letters(condition);
-                }
-            });
-        }
+        each_words(&mut read, "", &mut |_, _| asks = true);
+        let texts = match asks {
+            true => super::collections::declared(pipeline, collection, "text").await?,
+            false => BTreeSet::new(),
+        };
+        filter.with_texts(&texts).map(Option::Some)
+    }
+
+    /// As [`QdrantFilter::read`], where it is known for which paths a full-text index is declared.
+    pub(super) fn with_texts(self, texts: &BTreeSet<String>) -> Result<Filter, Error> {
+        let mut filter = self.convert()?;
+        each_words(&mut filter, "", &mut |path, condition| {
+            if !texts.contains(path) {
+                by_letters(condition);
+            }
+        });
         filter.check()?;
-        Ok(Some(filter))
+        Ok(filter)
     }
 
     fn convert(self) -> Result<Filter, Error> {
@@ -294,7 +302,7 @@ impl Condition {
             }
             Self::Slice { slice: Slice { total, index } } => {
                 let reason = format!("value {index} invalid, must be below the total of {total}");
-                return Err(super::out_of_range("filter.slice.index", reason));
+                return Err(super::out_of_bounds("filter.slice.index", reason));
             }
             Self::Nested { nested } => {
                 Filter::Nested { path: path(&nested.key), filter: Box::new(nested.filter.convert()?) }

@@ -12,9 +12,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::query::{OldRecommend, OldSearch, Query};
+use super::query::Query;
+use super::query::older::{OldRecommend, OldSearch};
 use super::values::{Id, WithPayload, WithVector, record_json};
-use super::{Answer, Asked, Body, Door};
+use super::{Answer, Asked, Body, Door, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Wants;
 
@@ -153,7 +154,7 @@ async fn grouped(
     let (limit, size) = (grouping.limit.unwrap_or(LIMIT), grouping.group_size.unwrap_or(SIZE));
     for (field, value) in [("limit", limit), ("group_size", size)] {
         if value == 0 {
-            return Err(super::out_of_range(field, "value 0 invalid, must be 1 or larger"));
+            return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
         }
     }
     let path = super::filter::path(&grouping.group_by);
@@ -170,11 +171,8 @@ async fn grouped(
     };
     let mut told = Vec::with_capacity(groups.groups.len());
     for (id, places) in groups.groups {
-        let hits: Vec<Value> = places
-            .iter()
-            .filter_map(|at| search.hits.get(*at))
-            .map(|hit| search.told(hit))
-            .collect::<Result<_, _>>()?;
+        let hits: Vec<Value> =
+            places.into_iter().filter_map(|at| search.told(at).transpose()).collect::<Result<_, _>>()?;
         told.push(json!({"id": id, "hits": hits}));
     }
     if let Some(lookup) = grouping.with_lookup {
@@ -190,7 +188,8 @@ async fn look_up(door: &Door, lookup: WithLookup, groups: &mut [Value], asked: &
         WithLookup::Wanted { collection, with_payload, with_vectors } => (collection, with_payload, with_vectors),
     };
     let (payload, vectors) = (payload.unwrap_or(WithPayload::All(true)), vectors.unwrap_or(WithVector::All(false)));
-    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
+    let spec = super::query::looked_up(&door.pipeline, &collection).await?;
+    vectors.check(&spec)?;
     let id = |group: &Value| serde_json::from_value::<Id>(group["id"].clone()).ok().map(PointId::from);
     let ids: Vec<PointId> = groups.iter().filter_map(id).collect();
     if ids.is_empty() {
@@ -201,7 +200,7 @@ async fn look_up(door: &Door, lookup: WithLookup, groups: &mut [Value], asked: &
     for group in groups {
         let of = id(group);
         if let Some(record) = read.points.iter().find(|record| Some(&record.id) == of.as_ref()) {
-            group["lookup"] = record_json(record, &spec, &payload, &vectors)?;
+            group["lookup"] = record_json(record, &payload, &vectors)?;
         }
     }
     Ok(())

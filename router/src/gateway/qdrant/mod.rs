@@ -34,7 +34,9 @@ use crate::plan::ReadOptions;
 
 mod collections;
 pub mod copy;
+mod facets;
 pub(super) mod filter;
+mod formula;
 mod groups;
 pub mod grpc;
 mod openapi;
@@ -119,18 +121,20 @@ fn operations() -> Operations {
         .on(POST, &at("/points/batch"), "Batch of updates", List, points::batch)
         .on(POST, &at("/points/scroll"), "Scroll points", Object, points::scroll)
         .on(POST, &at("/points/count"), "Count points", Object, points::count)
-        .on(POST, &at("/points/search"), "Search points", List, query::search)
-        .on(POST, &at("/points/search/batch"), "Batch of searches", List, query::search_batch)
+        .on(POST, &at("/points/search"), "Search points", List, query::older::search)
+        .on(POST, &at("/points/search/batch"), "Batch of searches", List, query::older::search_batch)
         .on(POST, &at("/points/query"), "Query points", Object, query::query)
         .on(POST, &at("/points/query/batch"), "Batch of queries", List, query::query_batch)
         .on(POST, &at("/points/query/groups"), "Query groups", Object, groups::query)
         .on(POST, &at("/points/search/groups"), "Search groups", Object, groups::search)
-        .on(POST, &at("/points/recommend"), "Recommend points", List, query::recommend)
-        .on(POST, &at("/points/recommend/batch"), "Batch of recommendations", List, query::recommend_batch)
+        .on(POST, &at("/points/recommend"), "Recommend points", List, query::older::recommend)
+        .on(POST, &at("/points/recommend/batch"), "Batch of recommendations", List, query::older::recommend_batch)
         .on(POST, &at("/points/recommend/groups"), "Recommend groups", Object, groups::recommend)
-        .on(POST, &at("/points/discover"), "Discover points", List, query::discover)
-        .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::discover_batch)
-        .on(POST, &at("/facet"), "Count values", Object, points::facet)
+        .on(POST, &at("/points/search/matrix/pairs"), "Distances in pairs", Object, query::matrix::pairs)
+        .on(POST, &at("/points/search/matrix/offsets"), "Distances by offsets", Object, query::matrix::offsets)
+        .on(POST, &at("/points/discover"), "Discover points", List, query::older::discover)
+        .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::older::discover_batch)
+        .on(POST, &at("/facet"), "Count values", Object, facets::facet)
 }
 
 /// Refuses at once what is one too many, rather than keep it waiting with all its memory.
@@ -165,7 +169,6 @@ async fn unknown(request: Request) -> Response {
         ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
-        ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
     ];
     let path = request.uri().path();
@@ -213,18 +216,17 @@ fn not_supported(name: &str) -> Refused {
 
 const NOT_SUPPORTED: &str = "not supported: ";
 
-/// What has the right shape and is out of its range, which Qdrant answers with a status of its own. The message begins so that
-/// [`Refused`] knows it.
-fn out_of_range(field: impl std::fmt::Display, reason: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Invalid, format!("{OUT_OF_RANGE}[{field}: {reason}]"))
+/// What keeps no bound of the API, in Qdrant's words. The message begins so that [`Refused`] knows it.
+fn out_of_bounds(field: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Invalid, format!("{OUT_OF_BOUNDS}[internal.{field}: {rule}]"))
 }
 
-const OUT_OF_RANGE: &str = "Validation error in JSON body: ";
+const OUT_OF_BOUNDS: &str = "Validation error in JSON body: ";
 
 /// A limit, which must not be 0.
 fn limit(field: &str, given: Option<usize>, otherwise: usize) -> Result<usize, Error> {
     match given.unwrap_or(otherwise) {
-        0 => Err(out_of_range(field, "value 0 invalid, must be 1 or larger")),
+        0 => Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger")),
         limit => Ok(limit),
     }
 }
@@ -239,7 +241,7 @@ impl IntoResponse for Refused {
         let Self(Error { kind, message }) = self;
         let code = match kind {
             Kind::Precondition if message.starts_with(NOT_SUPPORTED) => StatusCode::NOT_IMPLEMENTED,
-            Kind::Invalid if message.starts_with(OUT_OF_RANGE) => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::Invalid if message.starts_with(OUT_OF_BOUNDS) => StatusCode::UNPROCESSABLE_ENTITY,
             Kind::Invalid | Kind::NewerFormat | Kind::Precondition | Kind::SessionExpired => StatusCode::BAD_REQUEST,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::AlreadyExists => StatusCode::CONFLICT,

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use bytes::Bytes;
 use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::ids::PointId;
-use nearring_proto::order::{FacetValue, Order, OrderKey};
+use nearring_proto::order::{Order, OrderKey};
 use nearring_proto::payload::{self, Payload};
 use nearring_proto::write::{Outcome, PayloadMode, Point, PointRecord, Precondition};
 use schemars::JsonSchema;
@@ -143,7 +143,7 @@ impl Columns {
     }
 }
 
-fn no_shard_key(shard_key: &Option<Value>) -> Result<(), Error> {
+pub(super) fn no_shard_key(shard_key: &Option<Value>) -> Result<(), Error> {
     match shard_key {
         None | Some(Value::Null) => Ok(()),
         Some(_) => Err(not_supported("shard_key").0),
@@ -709,13 +709,14 @@ pub(super) async fn retrieve(
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
+    vector.check(&spec)?;
     let ids = distinct(body.ids);
     let mut points = Vec::new();
     for batch in ids.chunks(door.pipeline.settings().limits.batch_points) {
         let wants = Wants { payload: payload.any(), vectors: vector.any() };
         let read = door.pipeline.get(&collection, batch.to_vec(), wants, &asked.reads()?).await?;
         for record in &read.points {
-            points.push(record_json(record, &spec, &payload, &vector)?);
+            points.push(record_json(record, &payload, &vector)?);
         }
     }
     Ok(asked.told(Value::Array(points)))
@@ -726,7 +727,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
-    let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
+    super::collections::find(&door.pipeline, &collection).await?;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
         Err(_) => Id::Text(id).into(),
@@ -734,7 +735,7 @@ pub(super) async fn one(
     let wants = Wants { payload: true, vectors: true };
     let read = door.pipeline.get(&collection, vec![id.clone()], wants, &asked.reads()?).await?;
     let record = read.points.first().ok_or_else(|| Error::new(Kind::NotFound, format!("point {id} does not exist")))?;
-    Ok(asked.told(record_json(record, &spec, &WithPayload::All(true), &WithVector::All(true))?))
+    Ok(asked.told(record_json(record, &WithPayload::All(true), &WithVector::All(true))?))
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Default)]
@@ -766,6 +767,7 @@ pub(super) async fn scroll(
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
+    vector.check(&spec)?;
     let wants = Wants { payload: payload.any(), vectors: vector.any() };
     let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let reads = asked.reads()?;
@@ -777,7 +779,7 @@ pub(super) async fn scroll(
         let wanted = ScrollWanted { limit, filter, wants, order: Some(order_by.order()), after: None };
         let answer = door.pipeline.scroll(&collection, wanted, &reads).await?;
         let told = |(record, value): (&PointRecord, &Scalar)| {
-            let mut told = record_json(record, &spec, &payload, &vector)?;
+            let mut told = record_json(record, &payload, &vector)?;
             told["order_value"] = order_value(value);
             Ok(told)
         };
@@ -807,7 +809,7 @@ pub(super) async fn scroll(
     }
     let next = (points.len() > limit).then(|| points.split_off(limit)).and_then(|rest| rest.into_iter().next());
     let points: Vec<Value> =
-        points.iter().map(|record| record_json(record, &spec, &payload, &vector)).collect::<Result<_, _>>()?;
+        points.iter().map(|record| record_json(record, &payload, &vector)).collect::<Result<_, _>>()?;
     Ok(asked.told(json!({"points": points, "next_page_offset": next.map(|record| id_json(&record.id))})))
 }
 
@@ -852,43 +854,6 @@ pub(super) fn order_value(value: &Scalar) -> Value {
         (_, Scalar::Float(value)) => json!(value),
         _ => Value::Null,
     }
-}
-
-/// `POST /collections/{name}/facet`.
-#[derive(Deserialize, JsonSchema, Debug)]
-pub(super) struct FacetBy {
-    key: String,
-    #[serde(default)]
-    limit: Option<usize>,
-    #[serde(default)]
-    filter: Option<QdrantFilter>,
-    // Counts are exact whatever is asked.
-    #[serde(default, rename = "exact")]
-    _exact: Option<bool>,
-    #[serde(default)]
-    shard_key: Option<Value>,
-}
-
-pub(super) async fn facet(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<FacetBy>,
-) -> Answer<Value> {
-    no_shard_key(&body.shard_key)?;
-    let limit = super::limit("limit", body.limit, 10)?;
-    let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
-    let path = super::filter::path(&body.key);
-    let answer = door.pipeline.facet(&collection, path, limit, filter, &asked.reads()?).await?;
-    let told = |(value, count): (FacetValue, u64)| {
-        let value = match value {
-            FacetValue::Bool(value) => json!(value),
-            FacetValue::Int(value) => json!(value),
-            FacetValue::Text(value) => json!(value),
-        };
-        json!({"value": value, "count": count})
-    };
-    Ok(asked.told(json!({"hits": answer.counts.into_iter().map(told).collect::<Vec<Value>>()})))
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Default)]

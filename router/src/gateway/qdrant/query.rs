@@ -1,32 +1,43 @@
-//! Searches: one vector, examples, several queries fused.
+//! Searches: one vector, examples, several queries fused or weighed by a formula.
 //!
 //! A query with prefetches is evaluated from the inside out: each prefetch is a search of its own over the whole collection;
-//! fusion ranks what they found, a vector scores it anew, exactly. A query's filter holds for its prefetches, too. Every part is one read at its own positions.
-use std::collections::BTreeMap;
+//! fusion and formulas rank what they found, a vector scores it anew, exactly. A query's filter holds for its prefetches, too.
+//! Every part is one read at its own positions.
 use std::pin::Pin;
 
 use axum::extract::{Path, State};
 use nearring_proto::collection::CollectionSpec;
-use nearring_proto::examples::{Examples, Pair};
-use nearring_proto::filter::Filter;
+use nearring_proto::filter::{Filter, Scalar};
 use nearring_proto::hit::Hit;
 use nearring_proto::ids::PointId;
 use nearring_proto::order::Order;
 use nearring_proto::query::{SearchQuery, Target};
-use nearring_proto::vector::{Metric, Vector as Stored};
+use nearring_proto::vector::{Metric, Vector as Stored, VectorError};
 use nearring_proto::write::PointRecord;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use self::diverse::{likeness, marginal};
+use self::examples::{Discover, Example, Pairs, Recommend, Source};
+use self::feedback::Feedback;
+use self::fusion::{distribution, reciprocal};
 use super::filter::QdrantFilter;
-use super::points::OrderBy;
-use super::values::{Id, Vector, WithPayload, WithVector, id_json, recommended};
-use super::{Answer, Asked, Body, Door, not_supported};
+use super::formula::read::Written;
+use super::formula::{Formula, FormulaError};
+use super::points::{OrderBy, order_value};
+use super::values::{WithPayload, WithVector, id_json, single_json};
+use super::{Answer, Asked, Body, Door, not_supported, out_of_bounds};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
 use crate::plan::ReadOptions;
+
+mod diverse;
+mod examples;
+mod feedback;
+mod fusion;
+pub(super) mod matrix;
+pub(super) mod older;
 
 /// How deep prefetches may nest.
 const DEPTH_MAX: usize = 8;
@@ -110,63 +121,16 @@ enum Asks {
         context: Pairs,
     },
     Formula {
-        #[serde(rename = "formula")]
-        #[schemars(with = "Value")]
-        _formula: IgnoredAny,
+        #[schemars(with = "Written")]
+        formula: Value,
+        #[serde(default)]
+        defaults: Option<Map<String, Value>>,
     },
     Feedback {
-        #[serde(rename = "relevance_feedback")]
-        #[schemars(with = "Value")]
-        _feedback: IgnoredAny,
+        relevance_feedback: Feedback,
     },
     // Behind the others: it takes whatever it is.
     Example(Example),
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-enum Example {
-    Id(Id),
-    Vector(Vector),
-}
-
-/// To be near to the target, on the positive side of as many pairs as can be.
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-pub(super) struct Discover {
-    target: Example,
-    #[serde(default)]
-    context: Option<Pairs>,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-enum Pairs {
-    Many(Vec<PairOf>),
-    One(PairOf),
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-struct PairOf {
-    positive: Example,
-    negative: Example,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum Strategy {
-    AverageVector,
-    BestScore,
-    SumScores,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-struct Recommend {
-    #[serde(default)]
-    positive: Vec<Example>,
-    #[serde(default)]
-    negative: Vec<Example>,
-    #[serde(default)]
-    strategy: Option<Strategy>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone, Copy)]
@@ -220,6 +184,43 @@ impl Query {
         self
     }
 
+    fn has_prefetch(&self) -> bool {
+        match &self.prefetch {
+            None => false,
+            Some(OneOrMany::One(_)) => true,
+            Some(OneOrMany::Many(many)) => !many.is_empty(),
+        }
+    }
+
+    /// Refuses what does not go together, as Qdrant words it.
+    fn check(&self) -> Result<(), Error> {
+        let refused = |reason: &str| Err(Error::new(Kind::Invalid, format!("Bad request: {reason}")));
+        for (field, value) in [("limit", self.limit), ("params.hnsw_ef", self.params.and_then(|params| params.hnsw_ef))]
+        {
+            if value == Some(0) {
+                return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
+            }
+        }
+        let prefetched = self.has_prefetch();
+        match &self.query {
+            None if prefetched => {
+                refused("A query is needed to merge the prefetches. Can't have prefetches without defining a query.")
+            }
+            None if self.score_threshold.is_some() => refused(
+                "A query is needed to use the score_threshold. Can't have score_threshold without defining a query.",
+            ),
+            Some(Asks::OrderBy { .. }) if self.score_threshold.is_some() => {
+                refused("Can't use score_threshold with an order_by query.")
+            }
+            Some(Asks::Fusion { .. } | Asks::Rrf { .. }) if !prefetched => refused(match self.using.as_deref() {
+                None | Some("") => "cannot apply Fusion without prefetches",
+                Some(_) => "Fusion queries cannot be combined with the 'using' field.",
+            }),
+            Some(Asks::Formula { .. }) if !prefetched => refused("cannot apply Formula without prefetches"),
+            _ => Ok(()),
+        }
+    }
+
     /// The same query over the points that have something at this path.
     pub(super) fn among_those_with(mut self, path: &str) -> Self {
         self.filter = Some(QdrantFilter::with(self.filter, path));
@@ -241,6 +242,29 @@ struct Carry {
     vectors: bool,
 }
 
+/// Hits, and the values that they are ordered by, where they are.
+#[derive(Default)]
+struct Ranked {
+    hits: Vec<Hit>,
+    order_values: Vec<Scalar>,
+}
+
+impl From<Vec<Hit>> for Ranked {
+    fn from(hits: Vec<Hit>) -> Self {
+        Self { hits, order_values: Vec::new() }
+    }
+}
+
+impl Ranked {
+    /// Those from `offset` to `end`.
+    fn page(mut self, offset: usize, end: usize) -> Self {
+        self.hits.truncate(end);
+        self.order_values.truncate(end);
+        let hits = self.hits.split_off(offset.min(self.hits.len()));
+        Self { hits, order_values: self.order_values.split_off(offset.min(self.order_values.len())) }
+    }
+}
+
 impl Search<'_> {
     /// The hits of a query, best first, without its offset; `above` are the filters of the queries that it is a prefetch of.
     fn run<'s>(
@@ -249,7 +273,7 @@ impl Search<'_> {
         above: Option<Filter>,
         carry: Carry,
         depth: usize,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Hit>, Error>> + Send + 's>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Ranked, Error>> + Send + 's>> {
         Box::pin(async move {
             if depth > DEPTH_MAX {
                 return Err(Error::invalid("prefetch", format!("nests deeper than {DEPTH_MAX}")));
@@ -257,10 +281,19 @@ impl Search<'_> {
             if query.shard_key.as_ref().is_some_and(|key| !key.is_null()) {
                 return Err(not_supported("shard_key").0);
             }
-            // A sample has no pages: each is drawn anew.
-            let sampled = matches!(query.query, Some(Asks::Sample { .. }));
+            query.check()?;
+            let formula = match &query.query {
+                Some(Asks::Formula { formula, defaults }) => {
+                    let indexed = self.spec.payload_indexes.keys().cloned().collect();
+                    let texts = super::collections::declared(self.pipeline, self.collection, "text").await?;
+                    Some(Formula { indexed, ..Formula::read(formula, defaults.as_ref(), &texts)? })
+                }
+                _ => None,
+            };
+            // A sample has no pages: each is drawn anew. One of what prefetches found has, as in Qdrant.
+            let sampled = matches!(query.query, Some(Asks::Sample { .. })) && !query.has_prefetch();
             let offset = query.offset.filter(|_| !sampled).unwrap_or(0);
-            let limit = super::limit("limit", query.limit, LIMIT)?;
+            let limit = query.limit.unwrap_or(LIMIT);
             let wanted = limit.saturating_add(offset);
             let own = QdrantFilter::read(query.filter, self.pipeline, self.collection).await?;
             let filter = match (above, own) {
@@ -271,6 +304,8 @@ impl Search<'_> {
             let source = match &query.lookup_from {
                 None => Source { collection: self.collection, vector: &using },
                 Some(LookupFrom { collection, vector }) => {
+                    // Also where no id is looked up.
+                    looked_up(self.pipeline, collection).await?;
                     Source { collection, vector: vector.as_deref().unwrap_or(&using) }
                 }
             };
@@ -281,10 +316,21 @@ impl Search<'_> {
             };
             let fused = matches!(query.query, Some(Asks::Fusion { .. } | Asks::Rrf { .. }));
             let has_prefetch = !prefetches.is_empty();
-            let carried = if fused { carry } else { Carry::default() };
+            let carried = match &formula {
+                Some(formula) => {
+                    Carry { payload: true, vectors: carry.vectors || formula.expression.asks_for_vectors() }
+                }
+                None if fused => carry,
+                None => Carry::default(),
+            };
             let mut lists = Vec::with_capacity(prefetches.len());
             for prefetch in prefetches {
-                lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?);
+                lists.push(self.run(prefetch, filter.clone(), carried, depth + 1).await?.hits);
+            }
+            // Whatever is wrong with a prefetch is told first.
+            if fused && !using.is_empty() {
+                let reason = "Bad request: Fusion queries cannot be combined with the 'using' field.";
+                return Err(Error::new(Kind::Invalid, reason));
             }
             let candidates = has_prefetch.then(|| {
                 let ids: std::collections::BTreeSet<PointId> =
@@ -309,34 +355,34 @@ impl Search<'_> {
                     score_threshold: query.score_threshold,
                 }
             };
-            let mut hits = match query.query {
+            let mut ranked: Ranked = match query.query {
                 Some(Asks::Example(example) | Asks::Nearest { nearest: example, mmr: None }) => {
                     let (vector, seen) = self.example(example, source).await?;
-                    self.search(search(Target::Near(vector), without(seen))).await?
+                    self.search(search(Target::Near(vector), without(seen))).await?.into()
                 }
                 Some(Asks::Nearest { nearest: example, mmr: Some(mmr) }) => {
                     let (vector, seen) = self.example(example, source).await?;
                     let mut candidates = search(Target::Near(vector), without(seen));
                     candidates.limit = mmr.candidates_limit.unwrap_or(limit).clamp(1, SearchQuery::LIMIT_MAX);
-                    self.diverse(candidates, mmr.diversity.unwrap_or(0.5), wanted, carry).await?
+                    self.diverse(candidates, mmr.diversity.unwrap_or(0.5), wanted, carry).await?.into()
                 }
                 Some(Asks::Recommend { recommend }) => {
                     let (target, seen) = self.recommend(recommend, source).await?;
-                    self.search(search(target, without(seen))).await?
+                    self.search(search(target, without(seen))).await?.into()
                 }
                 Some(Asks::Discover { discover }) => {
                     let (target, seen) = self.discover(Some(discover.target), discover.context, source).await?;
-                    self.search(search(target, without(seen))).await?
+                    self.search(search(target, without(seen))).await?.into()
                 }
                 Some(Asks::Context { context }) => {
                     let (target, seen) = self.discover(None, Some(context), source).await?;
-                    self.search(search(target, without(seen))).await?
+                    self.search(search(target, without(seen))).await?.into()
                 }
-                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?,
+                Some(Asks::Fusion { fusion: Fusion::Rrf }) => reciprocal(lists, RRF_K, None)?.into(),
                 Some(Asks::Rrf { rrf }) => {
-                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())?
+                    reciprocal(lists, rrf.k.map_or(RRF_K, |k| k as f32), rrf.weights.as_deref())?.into()
                 }
-                Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists),
+                Some(Asks::Fusion { fusion: Fusion::Dbsf }) => distribution(lists).into(),
                 Some(Asks::OrderBy { order_by }) => {
                     let filter = filter.into_iter().chain(candidates).collect();
                     self.listed(Some(order_by.order()), Filter::All(filter), wanted, carry).await?
@@ -346,22 +392,29 @@ impl Search<'_> {
                     let order = Order::Random(self.pipeline.view().draw());
                     self.listed(Some(order), Filter::All(filter), wanted, carry).await?
                 }
-                Some(Asks::Formula { .. }) => return Err(not_supported("query formula").0),
-                Some(Asks::Feedback { .. }) => return Err(not_supported("query relevance_feedback").0),
-                None if !has_prefetch => {
-                    self.listed(None, Filter::All(filter.into_iter().collect()), wanted, carry).await?
+                Some(Asks::Formula { .. }) => match formula {
+                    Some(formula) => self.weighed(formula, lists, query.score_threshold, wanted).await?.into(),
+                    None => Ranked::default(),
+                },
+                Some(Asks::Feedback { relevance_feedback }) => {
+                    let (target, seen) = self.feedback(relevance_feedback, source).await?;
+                    self.search(search(target, without(seen))).await?.into()
                 }
-                None => return Err(Error::invalid("query", "is missing beside prefetch")),
+                None => self.listed(None, Filter::All(filter.into_iter().collect()), wanted, carry).await?,
             };
             if fused && let Some(least) = query.score_threshold {
-                hits.retain(|hit| hit.score >= least);
+                ranked.hits.retain(|hit| hit.score >= least);
             }
-            hits.truncate(wanted);
-            Ok(hits.split_off(offset.min(hits.len())))
+            Ok(ranked.page(offset, wanted))
         })
     }
 
-    async fn search(&self, query: SearchQuery) -> Result<Vec<Hit>, Error> {
+    async fn search(&self, mut query: SearchQuery) -> Result<Vec<Hit>, Error> {
+        has_vector(self.spec, &query.vector_name)?;
+        self.spec.adopt_query(&mut query);
+        if let Some(spec) = self.spec.vector(&query.vector_name) {
+            query.vectors().into_iter().try_for_each(|vector| dimension(spec.check(vector)))?;
+        }
         Ok(self.pipeline.search(self.collection, query, &self.reads).await?.hits)
     }
 
@@ -374,7 +427,10 @@ impl Search<'_> {
         carry: Carry,
     ) -> Result<Vec<Hit>, Error> {
         if !(0.0..=1.0).contains(&diversity) {
-            return Err(Error::invalid("query.mmr.diversity", format!("is {diversity}, must be 0.0 to 1.0")));
+            return Err(out_of_bounds(
+                "query.mmr.diversity",
+                format!("value {diversity} invalid, must be from 0.0 to 1.0"),
+            ));
         }
         let name = candidates.vector_name.clone();
         let of_rows = self.spec.multi_vectors.get(&name).map(|multi| multi.metric);
@@ -391,106 +447,58 @@ impl Search<'_> {
         Ok(taken)
     }
 
-    /// The vector that an example stands for, and its id where it is a point of this collection.
-    async fn example(&self, example: Example, source: Source<'_>) -> Result<(Stored, Option<PointId>), Error> {
-        match example {
-            Example::Vector(vector) => Ok((vector.read("query")?, None)),
-            Example::Id(id) => {
-                let id = PointId::from(id);
-                let spec = super::collections::find(self.pipeline, source.collection).await?.spec;
-                if spec.vector(source.vector).is_none() {
-                    let name = source.vector;
-                    return Err(Error::invalid("using", format!("Not existing vector name error: {name}")));
-                }
-                let wants = Wants { payload: false, vectors: true };
-                let read = self.pipeline.get(source.collection, vec![id.clone()], wants, &self.reads).await?;
-                let missing = || Error::new(Kind::NotFound, format!("Not found: No point with id {id} found"));
-                let record: &PointRecord = read.points.first().ok_or_else(missing)?;
-                let vector = record.vectors.get(source.vector).cloned().ok_or_else(missing)?;
-                Ok((vector, (source.collection == self.collection).then_some(id)))
-            }
-        }
-    }
-
-    /// What examples speak for: by default the average of what is liked, moved away from the average of what is not.
-    async fn recommend(&self, wanted: Recommend, source: Source<'_>) -> Result<(Target, Vec<PointId>), Error> {
-        let strategy = wanted.strategy.unwrap_or(Strategy::AverageVector);
-        if wanted.positive.is_empty() && (strategy == Strategy::AverageVector || wanted.negative.is_empty()) {
-            return Err(Error::invalid("recommend.positive", "is empty; give at least one example"));
-        }
-        let mut seen = Vec::new();
-        let mut sides = [Vec::new(), Vec::new()];
-        for (examples, vectors) in [wanted.positive, wanted.negative].into_iter().zip(&mut sides) {
-            for example in examples {
-                let (vector, id) = self.example(example, source).await?;
-                seen.extend(id);
-                vectors.push(vector);
-            }
-        }
-        let [liked, disliked] = sides;
-        let target = match strategy {
-            Strategy::AverageVector => Target::Near(recommended(liked, disliked)?),
-            Strategy::BestScore => Target::Examples(Examples::Best { liked, disliked }),
-            Strategy::SumScores => Target::Examples(Examples::Sum { liked, disliked }),
-        };
-        Ok((target, seen))
-    }
-
-    /// Pairs of examples, each with a side to be on, and perhaps a target.
-    async fn discover(
+    /// Ranks by a formula, off the runtime: it is computed for every point that was found.
+    async fn weighed(
         &self,
-        target: Option<Example>,
-        context: Option<Pairs>,
-        source: Source<'_>,
-    ) -> Result<(Target, Vec<PointId>), Error> {
-        let context = match context {
-            None => Vec::new(),
-            Some(Pairs::One(one)) => vec![one],
-            Some(Pairs::Many(many)) => many,
-        };
-        if target.is_none() && context.is_empty() {
-            return Err(Error::invalid("context", "is empty; give at least one pair"));
-        }
-        let mut seen = Vec::new();
-        let mut pairs = Vec::with_capacity(context.len());
-        for PairOf { positive, negative } in context {
-            let (liked, first) = self.example(positive, source).await?;
-            let (disliked, second) = self.example(negative, source).await?;
-            seen.extend([first, second].into_iter().flatten());
-            pairs.push(Pair { liked, disliked });
-        }
-        let examples = match target {
-            None => Examples::Context { pairs },
-            Some(target) => {
-                let (target, id) = self.example(target, source).await?;
-                seen.extend(id);
-                Examples::Discover { target, pairs }
-            }
-        };
-        Ok((Target::Examples(examples), seen))
+        formula: Formula,
+        lists: Vec<Vec<Hit>>,
+        least: Option<f32>,
+        wanted: usize,
+    ) -> Result<Vec<Hit>, Error> {
+        let ranked = self.pipeline.compute().run(move || async move { formula.rank(lists, least, wanted) }).await;
+        let ranked = ranked.map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
+        ranked.map_err(|error| match error {
+            FormulaError::Payload(_) => Error::new(Kind::Internal, error.to_string()),
+            FormulaError::NotFinite(_) | FormulaError::Value { .. } => Error::new(Kind::Invalid, error.to_string()),
+        })
     }
 
     /// Points as a scroll lists them. Their score says nothing.
-    async fn listed(
-        &self,
-        order: Option<Order>,
-        filter: Filter,
-        wanted: usize,
-        carry: Carry,
-    ) -> Result<Vec<Hit>, Error> {
+    async fn listed(&self, order: Option<Order>, filter: Filter, wanted: usize, carry: Carry) -> Result<Ranked, Error> {
         let wants = Wants { payload: carry.payload, vectors: carry.vectors };
         let limit = wanted.min(ScrollWanted::LIMIT_MAX);
         let page = ScrollWanted { after: None, limit, filter: Some(filter), wants, order };
         let page = self.pipeline.scroll(self.collection, page, &self.reads).await?;
-        Ok(page.points.into_iter().map(|record| hit(record, 1.0)).collect())
+        let hits = page.points.into_iter().map(|record| hit(record, 1.0)).collect();
+        Ok(Ranked { hits, order_values: page.order_values })
     }
 }
 
-/// Where the ids of a query are looked up.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    collection: &'a str,
-    vector: &'a str,
+/// A collection that something is looked up in.
+pub(super) async fn looked_up(pipeline: &Pipeline, name: &str) -> Result<CollectionSpec, Error> {
+    let found = super::collections::find(pipeline, name).await.map_err(|error| match error.kind {
+        Kind::NotFound => Error::new(Kind::NotFound, format!("Not found: Collection {name} not found")),
+        _ => error,
+    });
+    Ok(found?.spec)
+}
+
+/// Refuses a name that no vector of the collection has.
+pub(super) fn has_vector(spec: &CollectionSpec, name: &str) -> Result<(), Error> {
+    let unknown = || Error::new(Kind::Invalid, format!("Wrong input: Not existing vector name error: {name}"));
+    spec.vector(name).map(|_| ()).ok_or_else(unknown)
+}
+
+/// Tells of another dimension as Qdrant does. What else is wrong is told by whoever is asked to search.
+fn dimension(checked: Result<(), VectorError>) -> Result<(), Error> {
+    match checked {
+        Err(VectorError::Dimension { got, want }) => {
+            let message = format!("Wrong input: Vector dimension error: expected dim: {want}, got {got}");
+            Err(Error::new(Kind::Invalid, message))
+        }
+        Err(VectorError::Row { why, .. }) => dimension(Err(*why)),
+        _ => Ok(()),
+    }
 }
 
 /// Leaves points out.
@@ -499,125 +507,28 @@ fn without(ids: impl IntoIterator<Item = PointId>) -> Vec<Filter> {
     if ids.is_empty() { Vec::new() } else { vec![Filter::Not(Box::new(Filter::Ids(ids)))] }
 }
 
-/// A score as a likeness, of which more is nearer: a distance's negative, of the Euclidean one its square's.
-fn likeness(metric: Metric, score: f32) -> f32 {
-    match metric {
-        Metric::Cosine | Metric::Dot => score,
-        Metric::L2 => -score * score,
-        Metric::L1 => -score,
-    }
-}
-
-/// How alike two rows are, on the scale of [`likeness`].
-fn alike(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
-    let pairs = a.iter().zip(b);
-    match metric {
-        Metric::Cosine | Metric::Dot => pairs.map(|(a, b)| a * b).sum(),
-        Metric::L2 => -pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f32>(),
-        Metric::L1 => -pairs.map(|(a, b)| (a - b).abs()).sum::<f32>(),
-    }
-}
-
-/// The same of any two vectors; of several rows each one's likest is added up. 0 where they cannot be compared.
-fn likeness_of(metric: Metric, a: Option<&Stored>, b: Option<&Stored>) -> f32 {
-    match (a, b) {
-        (Some(Stored::Dense(a)), Some(Stored::Dense(b))) => alike(metric, a, b),
-        (Some(Stored::Sparse(a)), Some(Stored::Sparse(b))) => a.dot(b).unwrap_or(0.0),
-        (Some(Stored::Multi(a)), Some(Stored::Multi(b))) => {
-            let likest = |row| b.rows().map(|other| alike(metric, row, other)).fold(f32::NEG_INFINITY, f32::max);
-            a.rows().map(likest).sum()
-        }
-        _ => 0.0,
-    }
-}
-
-/// Maximal marginal relevance (Carbonell and Goldstein, 1998): the places of up to `wanted` candidates, each the one of the
-/// greatest `lambda` · relevance − (1 − `lambda`) · likeness to the likest of those before it.
-fn marginal(metric: Metric, relevance: &[f32], vectors: &[Option<&Stored>], lambda: f32, wanted: usize) -> Vec<usize> {
-    let mut left: Vec<usize> = (0..relevance.len()).collect();
-    let mut likest = vec![f32::NEG_INFINITY; relevance.len()];
-    let mut taken: Vec<usize> = Vec::new();
-    while taken.len() < wanted && !left.is_empty() {
-        let worth = |at: usize| match taken.is_empty() {
-            true => relevance[at],
-            false => lambda * relevance[at] - (1.0 - lambda) * likest[at],
-        };
-        let best = (0..left.len()).reduce(|best, at| if worth(left[at]) > worth(left[best]) { at } else { best });
-        let Some(best) = best else { break };
-        let next = left.remove(best);
-        for at in &left {
-            likest[*at] = likest[*at].max(likeness_of(metric, vectors[*at], vectors[next]));
-        }
-        taken.push(next);
-    }
-    taken
-}
-
 fn hit(record: PointRecord, score: f32) -> Hit {
     let PointRecord { id, version, payload_json, vectors } = record;
     Hit { id, score, version, payload_json, vectors }
 }
 
-/// Reciprocal rank fusion: Σ 1 / (k − 1 + (rank + 1) / weight), ranks from 0. A weight of 0 leaves a list's hits without a share.
-fn reciprocal(lists: Vec<Vec<Hit>>, k: f32, weights: Option<&[f32]>) -> Result<Vec<Hit>, Error> {
-    if k < 1.0 {
-        return Err(super::out_of_range("query.rrf.k", "value 0 invalid, must be 1 or larger"));
-    }
-    if let Some(weights) = weights {
-        if weights.len() != lists.len() {
-            let reason = format!("has {} numbers for {} prefetches", weights.len(), lists.len());
-            return Err(Error::invalid("query.rrf.weights", reason));
-        }
-        if let Some(weight) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
-            return Err(Error::invalid("query.rrf.weights", format!("has {weight}, must be 0 or more")));
-        }
-    }
-    let share = |list: usize, rank: usize| match weights.and_then(|weights| weights.get(list)).copied().unwrap_or(1.0) {
-        weight if weight > 0.0 => 1.0 / (k - 1.0 + (rank + 1) as f32 / weight),
-        _ => 0.0,
-    };
-    Ok(fused(
-        lists
-            .into_iter()
-            .enumerate()
-            .map(|(at, list)| list.into_iter().enumerate().map(|(rank, hit)| (share(at, rank), hit)).collect()),
-    ))
-}
-
-/// Distribution-based score fusion: scores of each list between its mean ± 3 standard deviations, summed.
-fn distribution(lists: Vec<Vec<Hit>>) -> Vec<Hit> {
-    fused(lists.into_iter().map(|list| {
-        let count = list.len() as f32;
-        let mean = list.iter().map(|hit| hit.score).sum::<f32>() / count.max(1.0);
-        let variance = list.iter().map(|hit| (hit.score - mean).powi(2)).sum::<f32>() / (count - 1.0).max(1.0);
-        let (low, span) = (mean - 3.0 * variance.sqrt(), 6.0 * variance.sqrt());
-        let scaled = |score: f32| if span > 0.0 { (score - low) / span } else { 0.5 };
-        list.into_iter().map(|hit| (scaled(hit.score), hit)).collect()
-    }))
-}
-
-fn fused(lists: impl Iterator<Item = Vec<(f32, Hit)>>) -> Vec<Hit> {
-    let mut by_id: BTreeMap<PointId, Hit> = BTreeMap::new();
-    for (score, hit) in lists.flatten() {
-        by_id.entry(hit.id.clone()).and_modify(|known| known.score += score).or_insert(Hit { score, ..hit });
-    }
-    let mut hits: Vec<Hit> = by_id.into_values().collect();
-    hits.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.id.cmp(&b.id)));
-    hits
-}
-
 /// The hits of a query, and how they are to be told.
 pub(super) struct Found {
     pub(super) hits: Vec<Hit>,
-    spec: CollectionSpec,
+    order_values: Vec<Scalar>,
     payload: WithPayload,
     vector: WithVector,
 }
 
 impl Found {
-    /// One of the hits as it is answered.
-    pub(super) fn told(&self, hit: &Hit) -> Result<Value, Error> {
-        hit_json(hit, &self.spec, &self.payload, &self.vector)
+    /// The hit at this place as it is answered; `None` where there is none.
+    pub(super) fn told(&self, at: usize) -> Result<Option<Value>, Error> {
+        let Some(hit) = self.hits.get(at) else { return Ok(None) };
+        let mut told = hit_json(hit, &self.payload, &self.vector)?;
+        if let Some(value) = self.order_values.get(at) {
+            told["order_value"] = order_value(value);
+        }
+        Ok(Some(told))
     }
 }
 
@@ -632,25 +543,26 @@ pub(super) async fn found(
     let spec = super::collections::find(&door.pipeline, collection).await?.spec;
     let payload = query.with_payload.clone().unwrap_or(WithPayload::All(false));
     let vector = query.with_vector.clone().unwrap_or(WithVector::All(false));
+    vector.check(&spec)?;
     let search = Search { pipeline: &door.pipeline, collection, spec: &spec, reads: asked.reads()? };
     let carry = Carry { payload: with_payload || payload.any(), vectors: vector.any() };
-    let hits = search.run(query, None, carry, 0).await?;
-    Ok(Found { hits, spec, payload, vector })
+    let Ranked { hits, order_values } = search.run(query, None, carry, 0).await?;
+    Ok(Found { hits, order_values, payload, vector })
 }
 
 /// The hits as they are answered.
 async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) -> Result<Vec<Value>, Error> {
     let found = found(door, collection, query, asked, false).await?;
-    found.hits.iter().map(|hit| found.told(hit)).collect()
+    (0..found.hits.len()).filter_map(|at| found.told(at).transpose()).collect()
 }
 
-fn hit_json(hit: &Hit, spec: &CollectionSpec, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
-    let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": hit.score});
+fn hit_json(hit: &Hit, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
+    let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": single_json(hit.score)});
     if let Some(object) = answer.as_object_mut() {
         if let Some(payload) = payload.of(&hit.payload_json)? {
             object.insert("payload".to_owned(), Value::Object(payload));
         }
-        if let Some(vector) = vector.of(spec, &hit.vectors) {
+        if let Some(vector) = vector.of(&hit.vectors) {
             object.insert("vector".to_owned(), vector);
         }
     }
@@ -681,126 +593,4 @@ pub(super) async fn query_batch(
     let searches = body.searches.into_iter().map(|query| answered(&door, &collection, query, &asked));
     let lists = futures::future::try_join_all(searches).await?;
     Ok(asked.told(lists.into_iter().map(|points| json!({"points": points})).collect()))
-}
-
-/// The older recommendation: examples beside each other.
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-pub(super) struct OldRecommend {
-    #[serde(flatten)]
-    recommend: Recommend,
-    #[serde(flatten)]
-    rest: Query,
-}
-
-impl OldRecommend {
-    pub(super) fn query(self) -> Query {
-        Query { query: Some(Asks::Recommend { recommend: self.recommend }), ..self.rest }
-    }
-}
-
-pub(super) async fn recommend(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<OldRecommend>,
-) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
-}
-
-pub(super) async fn recommend_batch(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<Batch<OldRecommend>>,
-) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
-    Ok(asked.told(lists.into_iter().map(Value::from).collect()))
-}
-
-/// The older discovery: target and context beside each other; without a target the context alone.
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-pub(super) struct OldDiscover {
-    #[serde(default)]
-    target: Option<Example>,
-    #[serde(default)]
-    context: Option<Pairs>,
-    #[serde(flatten)]
-    rest: Query,
-}
-
-impl OldDiscover {
-    pub(super) fn query(self) -> Query {
-        let context = self.context.unwrap_or(Pairs::Many(Vec::new()));
-        let asks = match self.target {
-            None => Asks::Context { context },
-            Some(target) => Asks::Discover { discover: Discover { target, context: Some(context) } },
-        };
-        Query { query: Some(asks), ..self.rest }
-    }
-}
-
-pub(super) async fn discover(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<OldDiscover>,
-) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
-}
-
-pub(super) async fn discover_batch(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<Batch<OldDiscover>>,
-) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
-    Ok(asked.told(lists.into_iter().map(Value::from).collect()))
-}
-
-/// The older search: one vector, perhaps named.
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-pub(super) struct OldSearch {
-    vector: OldVector,
-    #[serde(flatten)]
-    rest: Query,
-}
-
-#[derive(Deserialize, JsonSchema, Debug, Clone)]
-#[serde(untagged)]
-enum OldVector {
-    Plain(Vec<f32>),
-    Named { name: String, vector: Vector },
-}
-
-impl OldSearch {
-    pub(super) fn query(self) -> Query {
-        let (using, vector) = match self.vector {
-            OldVector::Plain(values) => (None, Vector::Dense(values)),
-            OldVector::Named { name, vector } => (Some(name), vector),
-        };
-        Query { query: Some(Asks::Example(Example::Vector(vector))), using, ..self.rest }
-    }
-}
-
-pub(super) async fn search(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<OldSearch>,
-) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
-}
-
-pub(super) async fn search_batch(
-    State(door): State<Door>,
-    Path(collection): Path<String>,
-    asked: Asked,
-    Body(body): Body<Batch<OldSearch>>,
-) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
-    Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }

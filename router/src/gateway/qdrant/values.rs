@@ -258,17 +258,31 @@ impl WithVector {
         !matches!(self, Self::All(false))
     }
 
-    /// As the point's `vector`: a list where the collection has only the unnamed vector, otherwise an object.
-    pub(super) fn of(&self, spec: &CollectionSpec, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
+    /// Refuses names that no vector of the collection has.
+    ///
+    /// # Errors
+    /// Naming the first of them.
+    pub(super) fn check(&self, spec: &CollectionSpec) -> Result<(), Error> {
+        match self {
+            Self::All(_) => Ok(()),
+            Self::Only(names) => names.iter().try_for_each(|name| super::query::has_vector(spec, name)),
+        }
+    }
+
+    /// As the point's `vector`: a list where only the unnamed vector is answered, otherwise an object.
+    pub(super) fn of(&self, vectors: &BTreeMap<String, Stored>) -> Option<Value> {
         let wanted = |name: &str| match self {
             Self::All(all) => *all,
             Self::Only(names) => names.iter().any(|wanted| wanted == name),
         };
-        if spec.vector_names().eq([""]) {
-            return vectors.get("").filter(|_| self.any()).map(vector_json);
+        if !self.any() {
+            return None;
         }
-        let named = vectors.iter().filter(|(name, _)| wanted(name));
-        self.any().then(|| Value::Object(named.map(|(name, vector)| (name.clone(), vector_json(vector))).collect()))
+        let named: Vec<(&String, &Stored)> = vectors.iter().filter(|(name, _)| wanted(name)).collect();
+        Some(match named.as_slice() {
+            [(name, vector)] if name.is_empty() => vector_json(vector),
+            named => Value::Object(named.iter().map(|(name, vector)| ((*name).clone(), vector_json(vector))).collect()),
+        })
     }
 }
 
@@ -282,27 +296,22 @@ fn vector_json(vector: &Stored) -> Value {
 }
 
 fn singles(values: &[f32]) -> Value {
-    values.iter().map(|value| single(*value)).collect()
+    values.iter().map(|value| single_json(*value)).collect()
 }
 
 /// A number with as many digits as tell it from its neighbours. As a double it would have digits that nobody sent.
-pub(super) fn single(value: f32) -> Value {
+pub(super) fn single_json(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, |value| json!(value))
 }
 
 /// A stored point as it is answered.
-pub(super) fn record_json(
-    record: &PointRecord,
-    spec: &CollectionSpec,
-    payload: &WithPayload,
-    vector: &WithVector,
-) -> Result<Value, Error> {
+pub(super) fn record_json(record: &PointRecord, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
     let mut answer = json!({"id": id_json(&record.id)});
     if let Some(object) = answer.as_object_mut() {
         if let Some(payload) = payload.of(&record.payload_json)? {
             object.insert("payload".to_owned(), Value::Object(payload));
         }
-        if let Some(vector) = vector.of(spec, &record.vectors) {
+        if let Some(vector) = vector.of(&record.vectors) {
             object.insert("vector".to_owned(), vector);
         }
     }
@@ -313,6 +322,14 @@ pub(super) fn record_json(
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn scores_are_told_by_their_shortest_form() {
+        for (score, told) in [(1.4063001_f32, "1.4063001"), (0.1, "0.1"), (-2.0, "-2.0"), (1e-30, "1e-30")] {
+            assert_eq!(single_json(score).to_string(), told);
+            assert_eq!(single_json(score).as_f64().unwrap() as f32, score);
+        }
+    }
 
     #[test]
     fn recommendations_lie_beyond_what_is_liked() {

@@ -185,6 +185,27 @@ pub(super) fn facet(of: &Value) -> Vec<pb::FacetHit> {
     items(&of["hits"]).iter().map(hit).collect()
 }
 
+/// Distances within a sample, in pairs.
+pub(super) fn matrix_pairs(of: &Value) -> pb::SearchMatrixPairs {
+    let pair = |of: &Value| pb::SearchMatrixPair {
+        a: id(&of["a"]),
+        b: id(&of["b"]),
+        score: of["score"].as_f64().unwrap_or_default() as f32,
+    };
+    pb::SearchMatrixPairs { pairs: items(&of["pairs"]).iter().map(pair).collect() }
+}
+
+/// The same by places in the list of ids.
+pub(super) fn matrix_offsets(of: &Value) -> pb::SearchMatrixOffsets {
+    let places = |of: &Value| items(of).iter().filter_map(Value::as_u64).collect();
+    pb::SearchMatrixOffsets {
+        offsets_row: places(&of["offsets_row"]),
+        offsets_col: places(&of["offsets_col"]),
+        scores: floats(&of["scores"]),
+        ids: items(&of["ids"]).iter().filter_map(id).collect(),
+    }
+}
+
 /// A write that is done.
 pub(super) fn updated(of: &Value) -> pb::UpdateResult {
     pb::UpdateResult { operation_id: of["operation_id"].as_u64(), status: pb::UpdateStatus::Completed.into() }

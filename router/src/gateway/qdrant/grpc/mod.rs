@@ -24,7 +24,9 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::points::{How, Operation, UpdateVectors};
-use super::{Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, collections, groups, points, query};
+use super::{
+    Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, collections, facets, groups, points, query,
+};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 
@@ -575,20 +577,41 @@ impl Points for Service {
         let _permit = self.admit()?;
         let of = request.into_inner();
         let (name, asked) = (Path(of.collection_name.clone()), asked(of.timeout, of.read_consistency)?);
-        let answer = points::facet(self.door(), name, asked, body(&request::facet(of))?).await;
+        let answer = facets::facet(self.door(), name, asked, body(&request::facet(of))?).await;
         let Outcome { result, time } = outcome(answer)?;
         Ok(Response::new(pb::FacetResponse { hits: answer::facet(&result), time, usage: None }))
     }
 
-    async fn search_matrix_pairs(&self, _: Request<pb::SearchMatrixPoints>) -> Answered<pb::SearchMatrixPairsResponse> {
-        Err(not_supported("search matrix"))
+    async fn search_matrix_pairs(
+        &self,
+        request: Request<pb::SearchMatrixPoints>,
+    ) -> Answered<pb::SearchMatrixPairsResponse> {
+        let _permit = self.admit()?;
+        let of = request.into_inner();
+        let (name, asked) = (Path(of.collection_name.clone()), asked(of.timeout, of.read_consistency)?);
+        let answer = query::matrix::pairs(self.door(), name, asked, body(&request::matrix(of))?).await;
+        let Outcome { result, time } = outcome(answer)?;
+        Ok(Response::new(pb::SearchMatrixPairsResponse {
+            result: Some(answer::matrix_pairs(&result)),
+            time,
+            usage: None,
+        }))
     }
 
     async fn search_matrix_offsets(
         &self,
-        _: Request<pb::SearchMatrixPoints>,
+        request: Request<pb::SearchMatrixPoints>,
     ) -> Answered<pb::SearchMatrixOffsetsResponse> {
-        Err(not_supported("search matrix"))
+        let _permit = self.admit()?;
+        let of = request.into_inner();
+        let (name, asked) = (Path(of.collection_name.clone()), asked(of.timeout, of.read_consistency)?);
+        let answer = query::matrix::offsets(self.door(), name, asked, body(&request::matrix(of))?).await;
+        let Outcome { result, time } = outcome(answer)?;
+        Ok(Response::new(pb::SearchMatrixOffsetsResponse {
+            result: Some(answer::matrix_offsets(&result)),
+            time,
+            usage: None,
+        }))
     }
 }
 

@@ -13,6 +13,8 @@ use super::super::values::{Id, Sparse, Vector, Vectors};
 use super::plain;
 use crate::failure::Error;
 
+mod formula;
+
 /// An object of what is there.
 fn object<const N: usize>(parts: [(&str, Option<Value>); N]) -> Value {
     let there = parts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
@@ -422,8 +424,16 @@ fn query(query: pb::Query) -> Value {
         Some(Variant::Rrf(of)) => json!({"rrf": object([
             ("k", of.k.map(|k| json!(k))), ("weights", some_list(of.weights, single)),
         ])}),
-        Some(Variant::Formula(_)) => json!({"formula": {}}),
-        Some(Variant::RelevanceFeedback(_)) => json!({"relevance_feedback": {}}),
+        Some(Variant::Formula(of)) => formula::formula(of),
+        Some(Variant::RelevanceFeedback(of)) => json!({"relevance_feedback": {
+            "target": example(of.target),
+            "feedback": list(of.feedback, |one| json!({"example": example(one.example), "score": single(one.score)})),
+            "strategy": of.strategy.and_then(|strategy| strategy.variant).map_or(Value::Null, |variant| match variant {
+                pb::feedback_strategy::Variant::Naive(naive) => {
+                    json!({"naive": {"a": single(naive.a), "b": single(naive.b), "c": single(naive.c)}})
+                }
+            }),
+        }}),
         Some(Variant::Text(_)) => json!({"text": {}}),
     }
 }
@@ -630,6 +640,17 @@ pub(super) fn retrieve(of: pb::GetPoints) -> Value {
         ("ids", Some(list(of.ids, id))),
         ("with_vector", with_vectors(of.with_vectors)),
         ("with_payload", with_payload(of.with_payload)),
+        ("shard_key", shard_key(of.shard_key_selector)),
+    ])
+}
+
+/// A sample whose points are compared.
+pub(super) fn matrix(of: pb::SearchMatrixPoints) -> Value {
+    object([
+        ("filter", of.filter.map(filter)),
+        ("sample", of.sample.map(|sample| json!(sample))),
+        ("limit", of.limit.map(|limit| json!(limit))),
+        ("using", of.using.map(|using| json!(using))),
         ("shard_key", shard_key(of.shard_key_selector)),
     ])
 }
