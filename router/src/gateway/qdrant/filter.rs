@@ -8,6 +8,8 @@ use super::openapi::{Degrees, Plain};
 use super::values::Id;
 use crate::failure::Error;
 
+mod facts;
+
 /// A filter as it is sent.
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
-use axum::http::{HeaderValue, StatusCode, header, request::Parts};
+use axum::http::{StatusCode, header, request::Parts};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get};
@@ -40,6 +40,7 @@ pub mod grpc;
 mod openapi;
 mod points;
 mod query;
+mod strict;
 pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
@@ -215,7 +216,7 @@ fn status(code: StatusCode, error: impl Into<String>) -> Response {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self(Error { kind, message }) = self;
+        let Self(Error { kind, message, retry_after }) = self;
         let code = match kind {
             Kind::Precondition if message.starts_with(NOT_SUPPORTED) => StatusCode::NOT_IMPLEMENTED,
             Kind::Invalid | Kind::NewerFormat | Kind::Precondition | Kind::SessionExpired => StatusCode::BAD_REQUEST,
@@ -226,8 +227,9 @@ impl IntoResponse for Refused {
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut response = status(code, message);
-        if matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let passes = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if let Some(seconds) = retry_after.or(passes.then_some(1)).filter(|seconds| *seconds > 0) {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

@@ -28,6 +28,8 @@ use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants};
 use crate::plan::ReadOptions;
 
+mod facts;
+
 /// How deep prefetches may nest.
 const DEPTH_MAX: usize = 8;
 /// Qdrant's constant of reciprocal rank fusion.
@@ -77,6 +79,15 @@ struct Params {
     hnsw_ef: Option<usize>,
     #[serde(default)]
     exact: Option<bool>,
+    #[serde(default)]
+    quantization: Option<Quantization>,
+}
+
+/// Vectors are compared as they are; strict mode limits what is asked all the same.
+#[derive(Deserialize, JsonSchema, Debug, Default, Clone, Copy)]
+struct Quantization {
+    #[serde(default)]
+    oversampling: Option<f64>,
 }
 
 /// What is asked: a vector or an id in itself, or an object that says.
@@ -642,6 +653,24 @@ async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) ->
     found.hits.iter().map(|hit| found.told(hit)).collect()
 }
 
+/// The hits of a request for one query.
+async fn single(door: &Door, collection: &str, query: Query, asked: &Asked) -> Result<Vec<Value>, Error> {
+    super::strict::allow_searches(&door.pipeline, collection, asked, None, std::iter::once(&query)).await?;
+    answered(door, collection, query, asked).await
+}
+
+/// The hits of each query of a batch.
+async fn several(
+    door: &Door,
+    collection: &str,
+    queries: Vec<Query>,
+    asked: &Asked,
+) -> Result<Vec<Vec<Value>>, Error> {
+    super::strict::allow_searches(&door.pipeline, collection, asked, Some(queries.len()), queries.iter()).await?;
+    let searches = queries.into_iter().map(|query| answered(door, collection, query, asked));
+    futures::future::try_join_all(searches).await
+}
+
 fn hit_json(hit: &Hit, spec: &CollectionSpec, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
     let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": hit.score});
     if let Some(object) = answer.as_object_mut() {
@@ -661,7 +690,7 @@ pub(super) async fn query(
     asked: Asked,
     Body(body): Body<Query>,
 ) -> Answer<Value> {
-    let points = answered(&door, &collection, body, &asked).await?;
+    let points = single(&door, &collection, body, &asked).await?;
     Ok(asked.told(json!({"points": points})))
 }
 
@@ -676,8 +705,7 @@ pub(super) async fn query_batch(
     asked: Asked,
     Body(body): Body<Batch<Query>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|query| answered(&door, &collection, query, &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let lists = several(&door, &collection, body.searches, &asked).await?;
     Ok(asked.told(lists.into_iter().map(|points| json!({"points": points})).collect()))
 }
 
@@ -702,7 +730,7 @@ pub(super) async fn recommend(
     asked: Asked,
     Body(body): Body<OldRecommend>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(super) async fn recommend_batch(
@@ -711,8 +739,8 @@ pub(super) async fn recommend_batch(
     asked: Asked,
     Body(body): Body<Batch<OldRecommend>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(OldRecommend::query).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
 
@@ -744,7 +772,7 @@ pub(super) async fn discover(
     asked: Asked,
     Body(body): Body<OldDiscover>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(super) async fn discover_batch(
@@ -753,8 +781,8 @@ pub(super) async fn discover_batch(
     asked: Asked,
     Body(body): Body<Batch<OldDiscover>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(OldDiscover::query).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
 
@@ -789,7 +817,7 @@ pub(super) async fn search(
     asked: Asked,
     Body(body): Body<OldSearch>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(super) async fn search_batch(
@@ -798,7 +826,7 @@ pub(super) async fn search_batch(
     asked: Asked,
     Body(body): Body<Batch<OldSearch>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(OldSearch::query).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
