@@ -46,6 +46,7 @@ struct Parts {
     generator: Arc<dyn Generator>,
     embedding: Semaphore,
     compute: Compute,
+    clock: Clock,
     traffic: Traffic,
     strict: Strict,
 }
@@ -68,8 +69,8 @@ impl Pipeline {
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
         let writer = Writer::new(view.clone(), clock.clone());
-        let (traffic, strict) = (Traffic::new(clock), Strict::default());
-        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute, traffic, strict }))
+        let (traffic, strict) = (Traffic::new(clock.clone()), Strict::default());
+        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute, clock, traffic, strict }))
     }
 
     /// What it was started with.
@@ -85,6 +86,11 @@ impl Pipeline {
     /// Where work that holds up the runtime goes.
     pub fn compute(&self) -> Compute {
         self.0.compute
+    }
+
+    /// Wall time, to be told: milliseconds since 1970, UTC.
+    pub fn now_ms(&self) -> u64 {
+        self.0.clock.now_ms()
     }
 
     /// What it answered.

@@ -345,6 +345,13 @@ fn data_type(kind: FieldKind) -> &'static str {
     }
 }
 
+/// What the collection was set up with, as its description tells it.
+pub(super) async fn config(pipeline: &Pipeline, collection: &Collection) -> Result<Value, Error> {
+    let echo = echo(pipeline, &collection.spec.name).await?;
+    let indexed = Indexed { vectors: 0, segments: 0, green: true };
+    Ok(info(&collection.spec, 0, &indexed, &echo, Map::new())["config"].take())
+}
+
 fn info(
     spec: &CollectionSpec,
     points: u64,

@@ -32,15 +32,18 @@ use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
 
+mod cluster;
 mod collections;
 pub mod copy;
 pub(super) mod filter;
 mod groups;
 pub mod grpc;
+mod metrics;
 mod openapi;
 mod points;
 mod query;
 mod strict;
+mod telemetry;
 pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
@@ -90,6 +93,13 @@ fn operations() -> Operations {
         .on(GET, "/healthz", "Healthy", Text, healthy)
         .on(GET, "/livez", "Alive", Text, healthy)
         .on(GET, "/readyz", "Ready", Text, ready)
+        .on(GET, "/metrics", "Metrics", Text, metrics::metrics)
+        .on(GET, "/telemetry", "Telemetry", Object, telemetry::telemetry)
+        .on(GET, "/issues", "Issues", Object, cluster::issues)
+        .on(DELETE, "/issues", "Clear issues", Flag, cluster::clear_issues)
+        .on(GET, "/cluster", "Cluster", Object, cluster::cluster)
+        .on(GET, &at("/cluster"), "Collection's shards", Object, cluster::of_collection)
+        .on(GET, &at("/optimizations"), "Collection's segments", Object, cluster::optimizations)
         .on(GET, "/collections", "List collections", Object, collections::list)
         .on(POST, "/collections/aliases", "Change aliases", Flag, collections::change_aliases)
         .on(GET, "/aliases", "List aliases", Object, collections::aliases)
@@ -157,10 +167,7 @@ async fn ready(State(door): State<Door>) -> Response {
 
 async fn unknown(request: Request) -> Response {
     let known = [
-        ("/telemetry", "telemetry"),
-        ("/metrics", "metrics"),
         ("/locks", "locks"),
-        ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
         ("/search/matrix", "search matrix"),
@@ -176,6 +183,10 @@ async fn unknown(request: Request) -> Response {
 
 async fn not_allowed(request: Request) -> Response {
     let (method, path) = (request.method(), request.uri().path());
+    // It is there to be read only.
+    if path.ends_with("/cluster") {
+        return not_supported("cluster").into_response();
+    }
     status(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes no {method}"))
 }
 
@@ -270,6 +281,20 @@ struct Parameters {
     _wait: Option<String>,
     #[serde(rename = "ordering")]
     _ordering: Option<String>,
+}
+
+/// Parameters of one operation's own, beside those in common.
+struct Given<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Given<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(given)) => Ok(Self(given)),
+            Err(rejection) => Err(status(StatusCode::BAD_REQUEST, rejection.body_text())),
+        }
+    }
 }
 
 /// When the request came, and its parameters.
