@@ -316,10 +316,12 @@ fn answers(seen: &Seen, per_collection: bool, shown: &dyn Fn(&str) -> String) ->
     let mut figures = Vec::new();
     for (door, prefix) in [(In::Rest, "rest"), (In::Grpc, "grpc")] {
         let mut all: Vec<(Labels, &Durations, bool)> = Vec::new();
-        let mut add = |counted: &'_ _, collection: Option<String>| collect(door, counted, collection, &mut all);
-        match per_collection {
-            false => add(&seen.all, None),
-            true => seen.of_collection.iter().for_each(|(name, counted)| add(counted, Some(shown(name)))),
+        if per_collection {
+            for (name, counted) in &seen.of_collection {
+                collect(door, counted, Some(shown(name)), &mut all);
+            }
+        } else {
+            collect(door, &seen.all, None, &mut all);
         }
         let seconds = |of: fn(&Durations) -> f64| {
             all.iter().map(|(labels, durations, _)| (labels.clone(), of(durations) / 1e6)).collect::<Vec<_>>()
