@@ -70,7 +70,18 @@ impl Pipeline {
         let embedding = Semaphore::new(settings.limits.embedding);
         let writer = Writer::new(view.clone(), clock.clone());
         let (traffic, strict) = (Traffic::new(clock.clone()), Strict::default());
-        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute, clock, traffic, strict }))
+        Self(Arc::new(Parts {
+            view,
+            writer,
+            settings,
+            embedders,
+            generator,
+            embedding,
+            compute,
+            clock,
+            traffic,
+            strict,
+        }))
     }
 
     /// What it was started with.

@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn answers_are_counted_by_endpoint_status_and_collection() {
         let traffic = Traffic::new(Clock::with(Arc::new(|| 77)));
-        for (status, collection, ms) in [(200, Some("a"), 1), (200, Some("b"), 3), (200, None, 40_000), (404, None, 0)] {
+        for (status, collection, ms) in [(200, Some("a"), 1), (200, Some("b"), 3), (200, None, 40_000), (404, None, 0)]
+        {
             traffic.answered(get(status), collection.map(str::to_owned), Duration::from_millis(ms));
         }
         let seen = traffic.seen();

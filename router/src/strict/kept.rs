@@ -16,6 +16,8 @@ use crate::failure::Error;
 const FRESH: Duration = Duration::from_secs(1);
 /// and for so many writes.
 const WRITES: u32 = 16;
+/// What a bucket takes to fill.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Limits that are in force, and the indexes that there are.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -60,12 +62,16 @@ impl Strict {
         &self,
         collection: CollectionId,
         epoch: u64,
+        now: Instant,
         read: impl FnOnce() -> Option<Rules>,
     ) -> Option<Arc<Rules>> {
         let mut known = self.lock();
         if known.epoch != epoch {
             known.epoch = epoch;
             known.rules.clear();
+            // A bucket that nobody took from for a minute is full, as a new one is; its collection may be gone.
+            known.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < MINUTE);
+            known.sizes.retain(|_, (at, ..)| now.saturating_duration_since(*at) < FRESH);
         }
         if let Some(rules) = known.rules.get(&collection) {
             return rules.clone();

@@ -147,14 +147,14 @@ async fn rules_are_read_once_for_a_table_and_rates_begin_anew_when_they_change()
         limits: limits(json!({"enabled": true, "read_rate_limit": rate})),
         declared: Declared::default(),
     };
-    let known = strict.rules(id, 1, || Some(rules(1))).unwrap();
-    assert!(strict.rules(id, 1, || panic!("it is known")).is_some());
+    let known = strict.rules(id, 1, now, || Some(rules(1))).unwrap();
+    assert!(strict.rules(id, 1, now, || panic!("it is known")).is_some());
     assert!(strict.take(id, &known.limits, Access::Read, 1, now).is_ok());
     assert!(strict.take(id, &known.limits, Access::Read, 1, now).is_err());
     assert!(strict.take(id, &known.limits, Access::Write, 99, now).is_ok(), "writes have no rate");
-    let known = strict.rules(id, 2, || Some(rules(2))).unwrap();
+    let known = strict.rules(id, 2, now, || Some(rules(2))).unwrap();
     assert!(strict.take(id, &known.limits, Access::Read, 2, now).is_ok());
-    assert!(strict.rules(id, 3, || None).is_none());
+    assert!(strict.rules(id, 3, now, || None).is_none());
     assert_eq!(strict.sizes(id, now), None);
     strict.measured(id, Sizes { points: 3, vector_bytes: 48 }, now);
     assert_eq!(strict.sizes(id, now).unwrap().points, 3);

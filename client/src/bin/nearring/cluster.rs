@@ -53,9 +53,8 @@ impl Rule {
                 // Whoever is behind may not know of a change of members.
                 let newest = replicas.iter().max_by_key(|(_, replica)| (replica.term, replica.applied_index));
                 let voters = newest.map(|(_, replica)| replica.voters.as_slice()).unwrap_or_default();
-                let there = |voter: &&u64| {
-                    replicas.iter().any(|(node, replica)| node == *voter && replica.role != "stopped")
-                };
+                let there =
+                    |voter: &&u64| replicas.iter().any(|(node, replica)| node == *voter && replica.role != "stopped");
                 voters.iter().filter(there).count() * 2 > voters.len()
             }
         }

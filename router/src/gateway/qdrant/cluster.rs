@@ -177,7 +177,8 @@ pub(super) async fn optimizations(
         };
         running.extend((0..replica.pending_seals).map(|at| build(named(&format!("seal {at}")), "optimizing")));
         completed.extend(replica.segments.iter().map(|segment| build(segment_id(segment), "done")));
-        let segment = |segment: &wire::SegmentStatus| json!({"uuid": segment_id(segment), "points_count": segment.live});
+        let segment =
+            |segment: &wire::SegmentStatus| json!({"uuid": segment_id(segment), "points_count": segment.live});
         idle.extend(replica.segments.iter().map(segment));
         let tail = replica.tail_vectors + replica.resident_vectors;
         idle.push(json!({"uuid": named("tail"), "points_count": tail}));

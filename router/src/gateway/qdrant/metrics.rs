@@ -157,11 +157,12 @@ fn cluster(status: &ClusterStatus, shown: &dyn Fn(&str) -> String) -> Vec<Figure
         gauges("cluster_peers_total", "total number of cluster peers", one(status.nodes.len() as f64)),
     ];
     let meta = all.iter().find(|group| group.shard == META);
-    if let Some((node, replica)) = meta.and_then(|meta| Some((meta.leader()?, (*meta.replicas.get(&meta.leader()?)?)?))) {
+    if let Some((node, replica)) = meta.and_then(|meta| Some((meta.leader()?, (*meta.replicas.get(&meta.leader()?)?)?)))
+    {
         let pending = replica.last_index.saturating_sub(replica.applied_index);
         figures.extend([
-            counters("cluster_term", "current term of the meta group", one(replica.term as f64)),
-            counters(
+            gauges("cluster_term", "current term of the meta group", one(replica.term as f64)),
+            gauges(
                 "cluster_commit",
                 "index of last committed operation of the meta group",
                 vec![(vec![("peer_id", node.to_string())], replica.committed_index as f64)],
@@ -381,7 +382,8 @@ mod tests {
     #[test]
     fn answers_are_told_in_the_text_format() {
         let traffic = Traffic::new(Clock::with(std::sync::Arc::new(|| 0)));
-        let endpoint = |status| Endpoint { door: In::Rest, method: "PUT", path: "/collections/{x}/points".into(), status };
+        let endpoint =
+            |status| Endpoint { door: In::Rest, method: "PUT", path: "/collections/{x}/points".into(), status };
         for (status, ms) in [(200, 1), (200, 40_000), (404, 3)] {
             traffic.answered(endpoint(status), Some("a \"b\"".into()), Duration::from_millis(ms));
         }
@@ -397,7 +399,9 @@ mod tests {
         }
         let buckets: Vec<&str> = told
             .lines()
-            .filter(|line| line.starts_with("rest_responses_duration_seconds_bucket") && line.contains("status=\"200\""))
+            .filter(|line| {
+                line.starts_with("rest_responses_duration_seconds_bucket") && line.contains("status=\"200\"")
+            })
             .collect();
         assert_eq!(buckets.len(), BUCKETS.len() + 1);
         assert!(buckets[0].ends_with(" 1") && buckets.last().unwrap().ends_with(" 2"), "{buckets:?}");

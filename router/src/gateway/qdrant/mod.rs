@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
 use axum::http::{StatusCode, header, request::Parts};
@@ -70,8 +71,11 @@ pub fn app(pipeline: Pipeline) -> Router {
     let limits = pipeline.settings().limits;
     let door = Door::new(pipeline);
     let (routes, document) = operations().finish(TITLE, VERSION);
+    // Spelt once, and shared: handlers are cloned for every connection and request, with all that they hold.
+    let document = Bytes::from(document.to_string());
+    let document = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], document.clone()));
     routes
-        .route("/openapi.json", get(move || std::future::ready(Json(document.clone()))))
+        .route("/openapi.json", get(document))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(limits.message_bytes))
@@ -253,7 +257,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
             let code = rejection.status();
             status(code, rejection.body_text())
         })?;

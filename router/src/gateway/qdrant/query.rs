@@ -660,12 +660,7 @@ async fn single(door: &Door, collection: &str, query: Query, asked: &Asked) -> R
 }
 
 /// The hits of each query of a batch.
-async fn several(
-    door: &Door,
-    collection: &str,
-    queries: Vec<Query>,
-    asked: &Asked,
-) -> Result<Vec<Vec<Value>>, Error> {
+async fn several(door: &Door, collection: &str, queries: Vec<Query>, asked: &Asked) -> Result<Vec<Vec<Value>>, Error> {
     super::strict::allow_searches(&door.pipeline, collection, asked, Some(queries.len()), queries.iter()).await?;
     let searches = queries.into_iter().map(|query| answered(door, collection, query, asked));
     futures::future::try_join_all(searches).await

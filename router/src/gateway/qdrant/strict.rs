@@ -138,7 +138,7 @@ fn rules(pipeline: &Pipeline, name: &str) -> Option<(Collection, std::sync::Arc<
         let declared = Declared::new(&collection.spec.payload_indexes, kept.get(SCHEMA));
         Some(Rules { limits, declared })
     };
-    let rules = pipeline.strict().rules(collection.id, table.epoch.0, read)?;
+    let rules = pipeline.strict().rules(collection.id, table.epoch.0, Instant::now(), read)?;
     Some((collection.clone(), rules))
 }
 

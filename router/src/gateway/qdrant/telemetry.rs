@@ -33,11 +33,7 @@ pub(super) struct Wanted {
     per_collection: bool,
 }
 
-pub(super) async fn telemetry(
-    State(door): State<Door>,
-    asked: Asked,
-    Given(wanted): Given<Wanted>,
-) -> Answer<Value> {
+pub(super) async fn telemetry(State(door): State<Door>, asked: Asked, Given(wanted): Given<Wanted>) -> Answer<Value> {
     let Wanted { details_level: level, anonymize, per_collection } = wanted;
     let pipeline = &door.pipeline;
     let status = status(pipeline).await;
@@ -141,8 +137,7 @@ fn collection_told(
 fn shards(status: &ClusterStatus, collection: &Collection, level: usize) -> Value {
     let of = groups(status).into_iter().filter(|group| collection.shards.iter().any(|shard| shard.0 == group.shard));
     of.map(|group| {
-        let state =
-            |(node, replica): (&u64, &_)| (node.to_string(), json!(replica_state(*replica, group.creating)));
+        let state = |(node, replica): (&u64, &_)| (node.to_string(), json!(replica_state(*replica, group.creating)));
         let remote = group.replicas.iter().filter_map(|(node, replica)| {
             let replica = (*replica)?;
             let mut told = json!({

@@ -97,8 +97,7 @@ impl Field {
 
 /// An empty list asks for no value, so for no index either.
 fn of_values(values: &[Scalar]) -> Vec<Ability> {
-    let is_uuid =
-        |value: &Scalar| matches!(value, Scalar::Text(text) if uuid::Uuid::try_parse(text).is_ok());
+    let is_uuid = |value: &Scalar| matches!(value, Scalar::Text(text) if uuid::Uuid::try_parse(text).is_ok());
     match values.first() {
         None => Vec::new(),
         Option::Some(Scalar::Bool(_)) => vec![Ability::Bool],

@@ -24,7 +24,9 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::points::{How, Operation, UpdateVectors};
-use super::{Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, cluster, collections, groups, points, query};
+use super::{
+    Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, cluster, collections, groups, points, query,
+};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 

@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_is_limited_is_found_in_a_query() {
-        let query = json!({"query": [0.1], "params": {"exact": true, "hnsw_ef": 5, "quantization": {"oversampling": 2.0}}});
+        let query =
+            json!({"query": [0.1], "params": {"exact": true, "hnsw_ef": 5, "quantization": {"oversampling": 2.0}}});
         let search = serde_json::from_value::<Query>(query).unwrap().facts();
         assert_eq!((search.limit, search.exact, search.hnsw_ef, search.oversampling), (10, true, Some(5), Some(2.0)));
     }
