@@ -11,6 +11,8 @@ use tonic::{Code, Status};
 
 /// Metadata key under which a status names its reason for programs.
 pub const REASON: &str = "nearring-reason";
+/// Metadata key of the seconds after which a request may be repeated.
+pub const RETRY_AFTER: &str = "retry-after";
 /// Metadata key of the leader's node beside the reason `not_leader`.
 pub const LEADER_NODE: &str = "nearring-leader-node";
 
@@ -75,12 +77,20 @@ pub struct Error {
     pub kind: Kind,
     /// What happened, in words.
     pub message: String,
+    /// Seconds after which the same request may succeed, where that is known; 0 where it never will.
+    pub retry_after: Option<u32>,
 }
 
 impl Error {
     /// Kind and message.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), retry_after: None }
+    }
+
+    /// The same, with the seconds after which the request may succeed; 0 where it never will.
+    #[must_use]
+    pub fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
     }
 
     /// A field that is refused.
@@ -120,6 +130,9 @@ impl From<Error> for Status {
         };
         let mut status = Status::new(code, error.message);
         status.metadata_mut().insert(REASON, tonic::metadata::MetadataValue::from_static(reason));
+        if let Some(seconds) = error.retry_after.filter(|seconds| *seconds > 0) {
+            status.metadata_mut().insert(RETRY_AFTER, seconds.into());
+        }
         status
     }
 }

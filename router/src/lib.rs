@@ -37,4 +37,6 @@ pub mod rerank;
 pub mod router;
 pub mod scatter;
 pub mod settings;
+pub mod strict;
+pub mod traffic;
 pub mod write;

@@ -18,6 +18,8 @@ use crate::embed::Embedders;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
 use crate::settings::Settings;
+use crate::strict::Strict;
+use crate::traffic::Traffic;
 use crate::write::Writer;
 
 mod collections;
@@ -27,6 +29,7 @@ mod reads;
 mod writes;
 
 pub use documents::{AskAnswer, DocumentWritten};
+pub(crate) use operations::own_use;
 pub use operations::{ClusterStatus, Verified};
 pub use reads::{CountAnswer, FacetAnswer, GetAnswer, ScrollAnswer, ScrollWanted, SearchAnswer, Wants};
 pub use writes::{ShardWriteError, WriteAnswer};
@@ -43,6 +46,9 @@ struct Parts {
     generator: Arc<dyn Generator>,
     embedding: Semaphore,
     compute: Compute,
+    clock: Clock,
+    traffic: Traffic,
+    strict: Strict,
 }
 
 /// A collection that serves, and the table it was found in.
@@ -62,8 +68,20 @@ impl Pipeline {
         clock: Clock,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
-        let writer = Writer::new(view.clone(), clock);
-        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute }))
+        let writer = Writer::new(view.clone(), clock.clone());
+        let (traffic, strict) = (Traffic::new(clock.clone()), Strict::default());
+        Self(Arc::new(Parts {
+            view,
+            writer,
+            settings,
+            embedders,
+            generator,
+            embedding,
+            compute,
+            clock,
+            traffic,
+            strict,
+        }))
     }
 
     /// What it was started with.
@@ -79,6 +97,21 @@ impl Pipeline {
     /// Where work that holds up the runtime goes.
     pub fn compute(&self) -> Compute {
         self.0.compute
+    }
+
+    /// Wall time, to be told: milliseconds since 1970, UTC.
+    pub fn now_ms(&self) -> u64 {
+        self.0.clock.now_ms()
+    }
+
+    /// What it answered.
+    pub fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+
+    /// What collections allow.
+    pub fn strict(&self) -> &Strict {
+        &self.0.strict
     }
 
     /// What it knows of the cluster.

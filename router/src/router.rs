@@ -3,6 +3,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware;
 use futures::Stream;
 use nearring_proto::clock::Clock;
 use nearring_proto::collection::InvalidInput;
@@ -20,6 +21,7 @@ use tonic_health::server::HealthReporter;
 use crate::cluster_view::ClusterView;
 use crate::compute::Compute;
 use crate::embed::{self, EmbedError, Embedder, Embedders, Static256};
+use crate::gateway::count;
 use crate::gateway::native::Native;
 use crate::gateway::qdrant::grpc;
 use crate::generate::{self, Extractive, Generator};
@@ -205,7 +207,9 @@ impl Router {
             .add_service(healthy)
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
-        Ok((grpc::add_to(routes, self.pipeline().clone()), health))
+        let routes = grpc::add_to(routes, self.pipeline().clone()).into_axum_router();
+        let counted = middleware::from_fn_with_state(self.pipeline().clone(), count::grpc);
+        Ok((routes.layer(counted).into(), health))
     }
 
     /// The HTTP APIs, to be served on a listener of their own: that of Qdrant's clients, under `/v1` that of OpenAI's, and under
@@ -216,6 +220,7 @@ impl Router {
             .nest("/v1", openai)
             .merge(crate::gateway::console::app(self.pipeline().clone()))
             .merge(crate::gateway::ui::app())
+            .layer(middleware::from_fn_with_state(self.pipeline().clone(), count::rest))
     }
 
     /// Serves [`Router::rest`] on a listener until `shutdown` is done; requests under way are finished.

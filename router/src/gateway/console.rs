@@ -38,7 +38,7 @@ use crate::pipeline::{ClusterStatus, Pipeline, Wants};
 use crate::plan::ReadOptions;
 
 /// The number under which nodes report the meta group, which has no row in the table.
-const META: u64 = 0;
+pub(super) const META: u64 = 0;
 /// Hits where nothing is said.
 const LIMIT: usize = 10;
 
@@ -75,19 +75,19 @@ async fn cluster(State(door): State<Door>) -> Result<Json<Value>, Refused> {
 }
 
 /// A group of replicas, and what their nodes say of them.
-struct Group<'a> {
-    shard: u64,
-    collection: Option<&'a str>,
+pub(super) struct Group<'a> {
+    pub(super) shard: u64,
+    pub(super) collection: Option<&'a str>,
     /// What it is called in messages.
     name: String,
-    creating: bool,
+    pub(super) creating: bool,
     /// Its replicas by node: those of the table, and those that a node has besides. `None` where the node reports none.
-    replicas: BTreeMap<u64, Option<&'a wire::ReplicaStatus>>,
+    pub(super) replicas: BTreeMap<u64, Option<&'a wire::ReplicaStatus>>,
 }
 
 impl Group<'_> {
     /// The node that leads: of several that say so the one of the latest term, since one that is cut off does not know yet.
-    fn leader(&self) -> Option<u64> {
+    pub(super) fn leader(&self) -> Option<u64> {
         let leads = |(node, replica): (&u64, &Option<&wire::ReplicaStatus>)| {
             let replica = replica.filter(|replica| replica.role == "leader")?;
             Some((replica.term, *node))
@@ -107,14 +107,23 @@ impl Group<'_> {
     }
 
     /// Whether a majority of its voters is there.
-    fn has_majority(&self) -> bool {
+    pub(super) fn has_majority(&self) -> bool {
         let (there, all) = self.voters();
         there * 2 > all
     }
 }
 
+/// Of each of the collection's shards that any node reports, the replica that has applied most.
+pub(super) fn furthest<'a>(status: &'a ClusterStatus, collection: &Collection) -> Vec<&'a wire::ReplicaStatus> {
+    let replicas = || status.nodes.iter().flat_map(|node| &node.replicas);
+    let of = |shard: u64| {
+        replicas().filter(move |replica| replica.shard == shard).max_by_key(|replica| replica.applied_index)
+    };
+    collection.shards.iter().filter_map(|shard| of(shard.0)).collect()
+}
+
 /// The meta group, then every shard by collection and number.
-fn groups(status: &ClusterStatus) -> Vec<Group<'_>> {
+pub(super) fn groups(status: &ClusterStatus) -> Vec<Group<'_>> {
     let table = &status.table;
     let reachable = || status.nodes.iter().filter(|node| node.reachable);
     let reported = |shard: u64| {
@@ -194,7 +203,7 @@ fn replica_json(node: u64, replica: Option<&wire::ReplicaStatus>) -> Value {
 }
 
 /// What is wrong, the worst first.
-fn problems(status: &ClusterStatus, groups: &[Group<'_>]) -> Vec<Value> {
+pub(super) fn problems(status: &ClusterStatus, groups: &[Group<'_>]) -> Vec<Value> {
     let mut problems = Vec::new();
     for group in groups.iter().filter(|group| !group.creating && group.leader().is_none()) {
         let cannot = if group.shard == META { "changes of collections wait" } else { "it takes no writes" };

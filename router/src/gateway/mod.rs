@@ -1,5 +1,6 @@
 //! Doors: each decodes requests, calls the [`crate::pipeline`], encodes answers, and decides nothing else.
 pub mod console;
+pub(crate) mod count;
 pub mod native;
 pub mod openai;
 pub mod qdrant;

@@ -212,7 +212,7 @@ impl Seen {
     clippy::disallowed_methods,
     reason = "what the system says of the process is shown, and nothing follows from it"
 )]
-fn own_use() -> (u64, u64) {
+pub(crate) fn own_use() -> (u64, u64) {
     /// Linux counts processor time towards programs in hundredths of a second, on every architecture.
     const TICK_MS: u64 = 10;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::output::{Failure, hex};
 
 #[derive(Subcommand)]
 pub(crate) enum Cluster {
-    /// Nodes, shards and replicas. Fails where a shard has no leader.
+    /// Nodes, shards and replicas. Fails where a shard has no leader, or its leader no majority.
     Status {
         /// Fail also where a node cannot be reached.
         #[arg(long)]
@@ -31,6 +31,36 @@ impl Cluster {
     }
 }
 
+/// What a shard needs to take writes.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// A replica says that it leads.
+    Led,
+    /// A majority of its voters answers. A leader that has lost them goes on leading in its own eyes for a while.
+    Followed,
+}
+
+impl Rule {
+    fn holds(self, status: &wire::ClusterStatusReply, shard: u64) -> bool {
+        let reachable = status.nodes.iter().filter(|node| node.reachable);
+        let replicas: Vec<(u64, &wire::ReplicaStatus)> = reachable
+            .flat_map(|node| node.replicas.iter().map(|replica| (node.node, replica)))
+            .filter(|(_, replica)| replica.shard == shard)
+            .collect();
+        match self {
+            Self::Led => replicas.iter().any(|(_, replica)| replica.role == "leader"),
+            Self::Followed => {
+                // Whoever is behind may not know of a change of members.
+                let newest = replicas.iter().max_by_key(|(_, replica)| (replica.term, replica.applied_index));
+                let voters = newest.map(|(_, replica)| replica.voters.as_slice()).unwrap_or_default();
+                let there =
+                    |voter: &&u64| replicas.iter().any(|(node, replica)| node == *voter && replica.role != "stopped");
+                voters.iter().filter(there).count() * 2 > voters.len()
+            }
+        }
+    }
+}
+
 async fn status(context: &Context, all_nodes: bool) -> Result<(), Failure> {
     let status = context.client.cluster_status().await?;
     let table = status.table.clone().unwrap_or_default();
@@ -39,14 +69,20 @@ async fn status(context: &Context, all_nodes: bool) -> Result<(), Failure> {
     if table.cluster_id.is_empty() {
         return Err(Failure::new("the cluster has not formed yet; wait until a majority of the first nodes is up"));
     }
-    let led = |shard: u64| {
-        let replicas = status.nodes.iter().filter(|node| node.reachable).flat_map(|node| &node.replicas);
-        replicas.filter(|replica| replica.shard == shard).any(|replica| replica.role == "leader")
+    let stuck = |rule: Rule| -> Vec<String> {
+        let shards = table.shards.iter().map(|shard| shard.shard);
+        shards.filter(|shard| !rule.holds(&status, *shard)).map(|shard| shard.to_string()).collect()
     };
-    let headless: Vec<String> =
-        table.shards.iter().filter(|shard| !led(shard.shard)).map(|shard| shard.shard.to_string()).collect();
+    let headless = stuck(Rule::Led);
     if !headless.is_empty() {
         return Err(Failure::new(format!("no leader for shards {}: they take no writes", headless.join(", "))));
+    }
+    let alone = stuck(Rule::Followed);
+    if !alone.is_empty() {
+        return Err(Failure::new(format!(
+            "no majority for shards {}: their leaders have too few followers left, and they take no writes",
+            alone.join(", ")
+        )));
     }
     let gone: Vec<String> =
         status.nodes.iter().filter(|node| !node.reachable).map(|node| node.node.to_string()).collect();
@@ -185,4 +221,32 @@ async fn verify(context: &Context, collection: &str) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_without_followers_has_no_majority() {
+        let replica = |role: &str| wire::ReplicaStatus {
+            shard: 1,
+            role: role.to_owned(),
+            term: 3,
+            voters: vec![1, 2, 3],
+            ..Default::default()
+        };
+        let node = |node: u64, reachable, role: &str| {
+            let replicas = if reachable { vec![replica(role)] } else { Vec::new() };
+            wire::NodeStatus { node, reachable, replicas, ..Default::default() }
+        };
+        let holds = |second: wire::NodeStatus, third: wire::NodeStatus| {
+            let status =
+                wire::ClusterStatusReply { nodes: vec![node(1, true, "leader"), second, third], ..Default::default() };
+            (Rule::Led.holds(&status, 1), Rule::Followed.holds(&status, 1))
+        };
+        assert_eq!(holds(node(2, true, "follower"), node(3, false, "")), (true, true));
+        assert_eq!(holds(node(2, false, ""), node(3, false, "")), (true, false));
+        assert_eq!(holds(node(2, true, "stopped"), node(3, false, "")), (true, false));
+    }
 }

@@ -166,7 +166,7 @@ impl Dev {
         http: &str,
         nodes: &[u16],
     ) -> Result<(), Failure> {
-        eprintln!("starting three nodes and a router on {}", self.data.display());
+        eprintln!("starting three nodes and a router on {}; soon {http}/ui shows them", self.data.display());
         until_ready(client).await?;
         if self.sample {
             import_sample(client).await?;
@@ -181,14 +181,14 @@ impl Dev {
             }
         }
         let ready = json!({
-            "ready": true, "router": address, "http": http, "data": self.data.display().to_string(),
+            "ready": true, "router": address, "http": http, "ui": format!("{http}/ui"), "data": self.data.display().to_string(),
             "nodes": nodes.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>(),
         });
-        output.write(&ready, || self.how_to_go_on(address, http))?;
+        output.write(&ready, || self.how_to_go_on(address, http, nodes))?;
         std::future::pending().await
     }
 
-    fn how_to_go_on(&self, address: &str, http: &str) -> String {
+    fn how_to_go_on(&self, address: &str, http: &str, nodes: &[u16]) -> String {
         // Started as the README says, it is called as the README says.
         let own = if std::env::var_os("CARGO_MANIFEST_DIR").is_some() {
             "cargo nearring".to_owned()
@@ -200,7 +200,16 @@ impl Dev {
         let router = if self.port_base.is_some() { format!(" --router {address}") } else { String::new() };
         let mut text =
             format!("\nnearring is up: router {address}, data in {}. Ctrl-C stops it.\n", self.data.display());
+        text.push_str(&format!("Look at it in a browser: {http}/ui\n"));
         text.push_str(&format!("Qdrant's clients find it at {http}, OpenAI's at {http}/v1.\n"));
+        let port = |address: &str| address.rsplit(':').next().unwrap_or_default().to_owned();
+        let nodes: Vec<String> = nodes.iter().map(u16::to_string).collect();
+        text.push_str(&format!(
+            "Ports on 127.0.0.1: {} HTTP, {} gRPC, {} the nodes; metrics at {http}/metrics.\n",
+            port(http),
+            port(address),
+            nodes.join(", "),
+        ));
         text.push_str("\nFrom another terminal:\n");
         if self.sample {
             text.push_str(&format!(

@@ -126,7 +126,7 @@ fn told(error: Error) -> Refused {
         Some(rest) => format!("input{rest}"),
         None => error.message,
     };
-    let mut refused = Refused::from(Error { kind: error.kind, message });
+    let mut refused = Refused::from(Error::new(error.kind, message));
     if error.kind == Kind::Invalid {
         refused.param = Some("input".to_owned());
     }

@@ -132,7 +132,7 @@ impl Refused {
 }
 
 impl From<Error> for Refused {
-    fn from(Error { kind, message }: Error) -> Self {
+    fn from(Error { kind, message, retry_after: _ }: Error) -> Self {
         let (status, code) = match kind {
             Kind::Invalid => (StatusCode::BAD_REQUEST, "invalid_value"),
             Kind::NewerFormat => (StatusCode::BAD_REQUEST, "newer_format"),

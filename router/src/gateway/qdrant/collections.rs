@@ -11,7 +11,6 @@ use nearring_proto::collection::{
     Collection, CollectionSpec, CollectionUpdate, FieldKind, IndexSpec, Modifier, MultiSpec, SparseSpec, VectorSpec,
 };
 use nearring_proto::filter::Filter;
-use nearring_proto::ids::ShardId;
 use nearring_proto::placement::table::AliasAction;
 use nearring_proto::vector::{Metric, ScalarKind};
 use schemars::JsonSchema;
@@ -20,7 +19,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
+use crate::gateway::console::furthest;
 use crate::pipeline::Pipeline;
+use crate::strict::Limits;
 
 /// `PUT /collections/{name}`.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
@@ -49,7 +50,7 @@ struct Echoed {
     #[serde(default, rename = "wal_config")]
     _wal: Option<Map<String, Value>>,
     #[serde(default, rename = "strict_mode_config")]
-    _strict_mode: Option<Map<String, Value>>,
+    _strict_mode: Option<Limits>,
     #[serde(default, rename = "metadata")]
     _metadata: Option<Map<String, Value>>,
     #[serde(default, rename = "quantization_config")]
@@ -359,17 +360,9 @@ const TAIL_OF_NO_ACCOUNT: u64 = 2_000;
 /// Of each shard the replica that is furthest counts.
 async fn indexed(pipeline: &Pipeline, collection: &Collection) -> Result<Indexed, Error> {
     let status = pipeline.cluster_status().await?;
-    let mut furthest = BTreeMap::new();
-    for replica in status.nodes.iter().flat_map(|node| &node.replicas) {
-        let shard = ShardId(replica.shard);
-        if collection.shards.contains(&shard)
-            && furthest.get(&shard).is_none_or(|(index, _)| *index < replica.applied_index)
-        {
-            furthest.insert(shard, (replica.applied_index, replica));
-        }
-    }
+    let furthest = furthest(&status, collection);
     let mut indexed = Indexed { vectors: 0, segments: 0, green: furthest.len() == collection.shards.len() };
-    for (_, replica) in furthest.into_values() {
+    for replica in furthest {
         indexed.vectors += replica.segments.iter().map(|segment| segment.live).sum::<u64>() + replica.resident_vectors;
         indexed.segments += replica.segments.len() as u64;
         indexed.green &= replica.tail_vectors <= TAIL_OF_NO_ACCOUNT && replica.pending_seals == 0;
@@ -385,6 +378,13 @@ fn data_type(kind: FieldKind) -> &'static str {
         FieldKind::Bool => "bool",
         FieldKind::Datetime => "datetime",
     }
+}
+
+/// What the collection was set up with, as its description tells it.
+pub(super) async fn config(pipeline: &Pipeline, collection: &Collection) -> Result<Value, Error> {
+    let echo = echo(pipeline, &collection.spec.name).await?;
+    let indexed = Indexed { vectors: 0, segments: 0, green: true };
+    Ok(info(&collection.spec, 0, &indexed, &echo, Map::new())["config"].take())
 }
 
 fn info(
@@ -710,6 +710,7 @@ pub(super) async fn create_index(
         return Err(Error::invalid("field_schema", "is missing; say what the field holds, as in \"keyword\"").into());
     };
     let path = super::filter::path(&field_name);
+    super::strict::may_index(&door.pipeline, &name, &path)?;
     let indexed = kind.indexed();
     let before = spec.payload_indexes.get(&path).copied();
     if indexed != before {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::filter::QdrantFilter;
 use super::points::no_shard_key;
-use super::{Answer, Asked, Body, Door, out_of_bounds};
+use super::{Answer, Asked, Body, Door, strict};
 
 /// `POST /collections/{name}/facet`.
 #[derive(Deserialize, JsonSchema, Debug)]
@@ -32,6 +32,8 @@ pub(super) async fn facet(
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
     let limit = super::limit("limit", body.limit, 10)?;
+    let facts = || strict::listed(body.filter.as_ref(), Some(limit));
+    strict::allow(&door.pipeline, &collection, &asked, facts).await?;
     let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let path = super::filter::path(&body.key);
     let uuids = super::collections::declared(&door.pipeline, &collection, "uuid").await?.contains(&path);

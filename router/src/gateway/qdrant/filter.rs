@@ -12,6 +12,8 @@ use super::values::Id;
 use crate::failure::Error;
 use crate::pipeline::Pipeline;
 
+mod facts;
+
 /// A filter as it is sent.
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]

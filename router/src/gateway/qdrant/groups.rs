@@ -157,6 +157,8 @@ async fn grouped(
             return Err(out_of_bounds(field, "value 0 invalid, must be 1 or larger"));
         }
     }
+    let facts = || super::strict::grouped(&query, &grouping.group_by, limit, size);
+    super::strict::allow(&door.pipeline, collection, asked, facts).await?;
     let path = super::filter::path(&grouping.group_by);
     let query = query.among_those_with(&path);
     let mut wanted = limit.saturating_mul(size).clamp(1, SearchQuery::LIMIT_MAX);

@@ -12,9 +12,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use axum::http::{Method, StatusCode, header, request::Parts};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get};
@@ -32,6 +33,7 @@ use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
 use crate::plan::ReadOptions;
 
+mod cluster;
 mod collections;
 pub mod copy;
 mod facets;
@@ -39,10 +41,13 @@ pub(super) mod filter;
 mod formula;
 mod groups;
 pub mod grpc;
+mod metrics;
 mod openapi;
 mod places;
 mod points;
 mod query;
+mod strict;
+mod telemetry;
 pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
@@ -69,8 +74,11 @@ pub fn app(pipeline: Pipeline) -> Router {
     let limits = pipeline.settings().limits;
     let door = Door::new(pipeline);
     let (routes, document) = operations().finish(TITLE, VERSION);
+    // Spelt once, and shared: handlers are cloned for every connection and request, with all that they hold.
+    let document = Bytes::from(document.to_string());
+    let document = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], document.clone()));
     routes
-        .route("/openapi.json", get(move || std::future::ready(Json(document.clone()))))
+        .route("/openapi.json", get(document))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(limits.message_bytes))
@@ -92,6 +100,13 @@ fn operations() -> Operations {
         .on(GET, "/healthz", "Healthy", Text, healthy)
         .on(GET, "/livez", "Alive", Text, healthy)
         .on(GET, "/readyz", "Ready", Text, ready)
+        .on(GET, "/metrics", "Metrics", Text, metrics::metrics)
+        .on(GET, "/telemetry", "Telemetry", Object, telemetry::telemetry)
+        .on(GET, "/issues", "Issues", Object, cluster::issues)
+        .on(DELETE, "/issues", "Clear issues", Flag, cluster::clear_issues)
+        .on(GET, "/cluster", "Cluster", Object, cluster::cluster)
+        .on(GET, &at("/cluster"), "Collection's shards", Object, cluster::of_collection)
+        .on(GET, &at("/optimizations"), "Collection's segments", Object, cluster::optimizations)
         .on(GET, "/collections", "List collections", Object, collections::list)
         .on(POST, "/collections/aliases", "Change aliases", Flag, collections::change_aliases)
         .on(GET, "/aliases", "List aliases", Object, collections::aliases)
@@ -163,10 +178,7 @@ async fn ready(State(door): State<Door>) -> Response {
 
 async fn unknown(request: Request) -> Response {
     let known = [
-        ("/telemetry", "telemetry"),
-        ("/metrics", "metrics"),
         ("/locks", "locks"),
-        ("/issues", "issues"),
         ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
         ("/shards", "shard keys"),
@@ -182,6 +194,10 @@ async fn not_allowed(request: Request) -> Response {
     let (method, path) = (request.method(), request.uri().path());
     if method == Method::DELETE && path.contains("/vectors/") {
         return not_supported("a vector taken from its collection").into_response();
+    }
+    // It is there to be read only.
+    if path.ends_with("/cluster") {
+        return not_supported("cluster").into_response();
     }
     status(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes no {method}"))
 }
@@ -238,7 +254,7 @@ fn status(code: StatusCode, error: impl Into<String>) -> Response {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self(Error { kind, message }) = self;
+        let Self(Error { kind, message, retry_after }) = self;
         let code = match kind {
             Kind::Precondition if message.starts_with(NOT_SUPPORTED) => StatusCode::NOT_IMPLEMENTED,
             Kind::Invalid if message.starts_with(OUT_OF_BOUNDS) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -250,8 +266,9 @@ impl IntoResponse for Refused {
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut response = status(code, message);
-        if matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let passes = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if let Some(seconds) = retry_after.or(passes.then_some(1)).filter(|seconds| *seconds > 0) {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -264,7 +281,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
             let code = rejection.status();
             status(code, rejection.body_text())
         })?;
@@ -292,6 +309,20 @@ struct Parameters {
     _wait: Option<String>,
     #[serde(rename = "ordering")]
     _ordering: Option<String>,
+}
+
+/// Parameters of one operation's own, beside those in common.
+struct Given<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Given<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(given)) => Ok(Self(given)),
+            Err(rejection) => Err(status(StatusCode::BAD_REQUEST, rejection.body_text())),
+        }
+    }
 }
 
 /// When the request came, and its parameters.

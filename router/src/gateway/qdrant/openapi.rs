@@ -13,7 +13,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::{Asked, Body, Door, Parameters};
+use super::{Asked, Body, Door, Given, Parameters};
 
 /// The shape of an operation's result.
 #[derive(Clone, Copy)]
@@ -62,7 +62,21 @@ impl<T> Part for Path<T> {
 
 impl Part for Asked {
     fn describe(to: &mut Described<'_>) {
-        let schema = Parameters::json_schema(to.schemas);
+        to.parameters::<Parameters>();
+    }
+}
+
+impl<T: JsonSchema> Part for Given<T> {
+    fn describe(to: &mut Described<'_>) {
+        to.parameters::<T>();
+    }
+}
+
+impl Described<'_> {
+    /// Each property of the type is a parameter.
+    fn parameters<T: JsonSchema>(&mut self) {
+        let to = self;
+        let schema = T::json_schema(to.schemas);
         let properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
         let parameters = to.operation.entry("parameters").or_insert_with(|| json!([]));
         for (name, schema) in properties {

@@ -20,9 +20,10 @@ use super::filter::QdrantFilter;
 use super::openapi::Plain;
 use super::places::{Place, set};
 use super::values::{Id, Vectors, WithPayload, WithVector, id_json, record_json};
-use super::{Answer, Asked, Body, Door, not_supported};
+use super::{Answer, Asked, Body, Door, not_supported, strict};
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, Wants, WriteAnswer};
+use crate::strict::Facts;
 
 /// How often a point that others keep changing is read and written again.
 const TRIES: usize = 16;
@@ -203,6 +204,8 @@ pub(super) async fn upsert(
 
 async fn put(pipeline: &Pipeline, collection: &str, body: Upsert, asked: &Asked) -> Result<Value, Error> {
     let (points, How { update_filter, update_mode, shard_key: _ }) = body.read()?;
+    let facts = || strict::writing(points.iter().map(|point| &point.vectors), true);
+    strict::allow(pipeline, collection, asked, facts).await?;
     let mode = update_mode.unwrap_or(Mode::Upsert);
     if mode == Mode::Upsert && update_filter.is_none() {
         let points = points.into_iter().map(|point| (point, None)).collect();
@@ -285,6 +288,7 @@ pub(super) async fn delete(
 }
 
 async fn remove_points(pipeline: &Pipeline, collection: &str, body: Selector, asked: &Asked) -> Result<Value, Error> {
+    allow_selector(pipeline, collection, asked, &body).await?;
     written(match body.read(pipeline, collection).await? {
         Selected::Ids(ids) => pipeline.delete(collection, ids, None, None, asked.deadline()).await?,
         Selected::Matching(filter) => pipeline.delete_by_filter(collection, filter, None, asked.deadline()).await?,
@@ -314,6 +318,12 @@ pub(super) struct DeletePayload {
     filter: Option<QdrantFilter>,
     #[serde(default)]
     shard_key: Option<Value>,
+}
+
+/// Looks at a write to points that exist.
+async fn allow_selector(pipeline: &Pipeline, collection: &str, asked: &Asked, which: &Selector) -> Result<(), Error> {
+    let ids = which.points.as_ref().map(Vec::len);
+    strict::allow_matching(pipeline, collection, asked, which.filter.as_ref(), ids).await
 }
 
 async fn selected(
@@ -388,6 +398,7 @@ pub(super) async fn set_payload(
 
 async fn merge(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &Asked) -> Result<Value, Error> {
     let SetPayload { payload, points, filter, shard_key, key } = body;
+    strict::allow_matching(pipeline, collection, asked, filter.as_ref(), points.as_ref().map(Vec::len)).await?;
     let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     match key {
         // A null takes its key away, which nodes have no operation for beside setting others.
@@ -479,6 +490,7 @@ pub(super) async fn overwrite_payload(
 
 async fn overwrite(pipeline: &Pipeline, collection: &str, body: SetPayload, asked: &Asked) -> Result<Value, Error> {
     let SetPayload { payload, points, filter, shard_key, key: _ } = body;
+    strict::allow_matching(pipeline, collection, asked, filter.as_ref(), points.as_ref().map(Vec::len)).await?;
     let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     change_payload(pipeline, collection, which, encode(&Value::Object(payload))?, PayloadMode::Overwrite, asked).await
 }
@@ -501,6 +513,7 @@ async fn delete_keys(
     let DeletePayload { keys, points, filter, shard_key } = body;
     let read = |(at, key): (usize, &String)| Place::read(&format!("keys[{at}]"), key);
     let places: Vec<Place> = keys.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    strict::allow_matching(pipeline, collection, asked, filter.as_ref(), points.as_ref().map(Vec::len)).await?;
     let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     if keys.iter().all(|key| !key.contains(['.', '[', '"'])) {
         let keys = encode(&json!(keys))?;
@@ -525,6 +538,7 @@ pub(super) async fn clear_payload(
 }
 
 async fn clear(pipeline: &Pipeline, collection: &str, body: Selector, asked: &Asked) -> Result<Value, Error> {
+    allow_selector(pipeline, collection, asked, &body).await?;
     let nothing = Bytes::from_static(b"{}");
     let which = body.read(pipeline, collection).await?;
     change_payload(pipeline, collection, which, nothing, PayloadMode::Overwrite, asked).await
@@ -566,6 +580,7 @@ async fn put_vectors(
     for (at, PointVectors { id, vector }) in body.points.into_iter().enumerate() {
         given.insert(PointId::from(id), vector.read(&format!("points[{at}].vector"))?);
     }
+    strict::allow(pipeline, collection, asked, || strict::writing(given.values(), false)).await?;
     let spec = super::collections::find(pipeline, collection).await?.spec;
     for (id, vectors) in &mut given {
         let mut point = Point { id: id.clone(), vectors: std::mem::take(vectors), payload_json: Bytes::new() };
@@ -631,6 +646,7 @@ async fn drop_vectors(
     asked: &Asked,
 ) -> Result<Value, Error> {
     let DeleteVectors { vector, points, filter, shard_key } = body;
+    strict::allow_matching(pipeline, collection, asked, filter.as_ref(), points.as_ref().map(Vec::len)).await?;
     let which = selected(points, filter, &shard_key, (pipeline, collection)).await?;
     let spec = super::collections::find(pipeline, collection).await?.spec;
     if let Some(name) = vector.iter().find(|name| spec.vector(name).is_none()) {
@@ -706,6 +722,8 @@ pub(super) async fn retrieve(
     Body(body): Body<Retrieve>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
+    let facts = || Facts { cost: body.ids.len() as u64, ..Facts::default() };
+    strict::allow(&door.pipeline, &collection, &asked, facts).await?;
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
@@ -727,6 +745,7 @@ pub(super) async fn one(
     Path((collection, id)): Path<(String, String)>,
     asked: Asked,
 ) -> Answer<Value> {
+    strict::allow(&door.pipeline, &collection, &asked, || Facts { cost: 1, ..Facts::default() }).await?;
     super::collections::find(&door.pipeline, &collection).await?;
     let id = match id.parse::<u64>() {
         Ok(number) => PointId::Number(number),
@@ -764,6 +783,8 @@ pub(super) async fn scroll(
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
     let limit = super::limit("limit", body.limit, 10)?;
+    let facts = || strict::listed(body.filter.as_ref(), Some(limit));
+    strict::allow(&door.pipeline, &collection, &asked, facts).await?;
     let spec = super::collections::find(&door.pipeline, &collection).await?.spec;
     let payload = body.with_payload.unwrap_or(WithPayload::All(true));
     let vector = body.with_vector.unwrap_or(WithVector::All(false));
@@ -874,6 +895,7 @@ pub(super) async fn count(
     Body(body): Body<Count>,
 ) -> Answer<Value> {
     no_shard_key(&body.shard_key)?;
+    strict::allow(&door.pipeline, &collection, &asked, || strict::listed(body.filter.as_ref(), None)).await?;
     let filter = QdrantFilter::read(body.filter, &door.pipeline, &collection).await?;
     let answer = door.pipeline.count(&collection, filter, &asked.reads()?).await?;
     Ok(asked.told(json!({"count": answer.count})))

@@ -34,6 +34,7 @@ use crate::plan::ReadOptions;
 
 mod diverse;
 mod examples;
+mod facts;
 mod feedback;
 mod fusion;
 pub(super) mod matrix;
@@ -88,6 +89,15 @@ struct Params {
     hnsw_ef: Option<usize>,
     #[serde(default)]
     exact: Option<bool>,
+    #[serde(default)]
+    quantization: Option<Quantization>,
+}
+
+/// Vectors are compared as they are; strict mode limits what is asked all the same.
+#[derive(Deserialize, JsonSchema, Debug, Default, Clone, Copy)]
+struct Quantization {
+    #[serde(default)]
+    oversampling: Option<f64>,
 }
 
 /// What is asked: a vector or an id in itself, or an object that says.
@@ -556,6 +566,19 @@ async fn answered(door: &Door, collection: &str, query: Query, asked: &Asked) ->
     (0..found.hits.len()).filter_map(|at| found.told(at).transpose()).collect()
 }
 
+/// The hits of a request for one query.
+async fn single(door: &Door, collection: &str, query: Query, asked: &Asked) -> Result<Vec<Value>, Error> {
+    super::strict::allow_searches(&door.pipeline, collection, asked, None, std::iter::once(&query)).await?;
+    answered(door, collection, query, asked).await
+}
+
+/// The hits of each query of a batch.
+async fn several(door: &Door, collection: &str, queries: Vec<Query>, asked: &Asked) -> Result<Vec<Vec<Value>>, Error> {
+    super::strict::allow_searches(&door.pipeline, collection, asked, Some(queries.len()), queries.iter()).await?;
+    let searches = queries.into_iter().map(|query| answered(door, collection, query, asked));
+    futures::future::try_join_all(searches).await
+}
+
 fn hit_json(hit: &Hit, payload: &WithPayload, vector: &WithVector) -> Result<Value, Error> {
     let mut answer = json!({"id": id_json(&hit.id), "version": hit.version.index, "score": single_json(hit.score)});
     if let Some(object) = answer.as_object_mut() {
@@ -575,7 +598,7 @@ pub(super) async fn query(
     asked: Asked,
     Body(body): Body<Query>,
 ) -> Answer<Value> {
-    let points = answered(&door, &collection, body, &asked).await?;
+    let points = single(&door, &collection, body, &asked).await?;
     Ok(asked.told(json!({"points": points})))
 }
 
@@ -590,7 +613,6 @@ pub(super) async fn query_batch(
     asked: Asked,
     Body(body): Body<Batch<Query>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|query| answered(&door, &collection, query, &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let lists = several(&door, &collection, body.searches, &asked).await?;
     Ok(asked.told(lists.into_iter().map(|points| json!({"points": points})).collect()))
 }

@@ -23,6 +23,33 @@ fn there<'a>(of: &'a Value, key: &str) -> Option<&'a Value> {
     of.get(key).filter(|value| !value.is_null())
 }
 
+/// The shards of a collection.
+pub(super) fn shards(of: &Value) -> pb::CollectionClusterInfoResponse {
+    let number = |of: &Value, key: &str| of[key].as_u64().unwrap_or_default();
+    // Numbers of shards are small: they are counted up.
+    let shard = |of: &Value| u32::try_from(number(of, "shard_id")).unwrap_or(u32::MAX);
+    let state = |of: &Value| pb::ReplicaState::from_str_name(&text(&of["state"])).unwrap_or_default().into();
+    let local = |of: &Value| pb::LocalShardInfo {
+        shard_id: shard(of),
+        points_count: number(of, "points_count"),
+        state: state(of),
+        shard_key: None,
+    };
+    let remote = |of: &Value| pb::RemoteShardInfo {
+        shard_id: shard(of),
+        peer_id: number(of, "peer_id"),
+        state: state(of),
+        shard_key: None,
+    };
+    pb::CollectionClusterInfoResponse {
+        peer_id: number(of, "peer_id"),
+        shard_count: number(of, "shard_count"),
+        local_shards: items(&of["local_shards"]).iter().map(local).collect(),
+        remote_shards: items(&of["remote_shards"]).iter().map(remote).collect(),
+        ..Default::default()
+    }
+}
+
 /// A value of a payload. Whole numbers that no `int64` holds are floating-point numbers.
 pub(super) fn value(of: &Value) -> pb::Value {
     use pb::value::Kind;

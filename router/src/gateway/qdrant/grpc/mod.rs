@@ -25,7 +25,8 @@ use tonic::{Request, Response, Status};
 
 use super::points::{How, Operation, UpdateVectors};
 use super::{
-    Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, collections, facets, groups, points, query,
+    Asked, Body, Door, NOT_SUPPORTED, Parameters, Refused, Told, VERSION, cluster, collections, facets, groups, points,
+    query,
 };
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
@@ -287,9 +288,13 @@ impl Collections for Service {
 
     async fn collection_cluster_info(
         &self,
-        _: Request<pb::CollectionClusterInfoRequest>,
+        request: Request<pb::CollectionClusterInfoRequest>,
     ) -> Answered<pb::CollectionClusterInfoResponse> {
-        Err(not_supported("cluster"))
+        let _permit = self.admit()?;
+        let name = request.into_inner().collection_name;
+        let Outcome { result, time } =
+            outcome(cluster::of_collection(self.door(), Path(name), asked(None, None)?).await)?;
+        Ok(Response::new(pb::CollectionClusterInfoResponse { time, ..answer::shards(&result) }))
     }
 
     async fn update_collection_cluster_setup(

@@ -1,7 +1,7 @@
 //! Settings that have the same keys in protobuf and in JSON, read off the descriptors, in both directions.
 //!
 //! They differ in how the values of enums are spelt (`OneBit` there, `one_bit` here) and in messages that only choose between a
-//! number and a word, which JSON writes as that.
+//! number and a word, or only hold a map, which JSON writes as that.
 use std::sync::LazyLock;
 
 use nearring_proto::qdrant as pb;
@@ -70,11 +70,20 @@ fn chooses(kind: &MessageDescriptor) -> bool {
     kind.fields().len() > 0 && kind.fields().all(|field| matches!(field.name(), "value" | "setting"))
 }
 
+/// Whether it only holds a map, which JSON writes as that.
+fn wraps(kind: &MessageDescriptor) -> Option<FieldDescriptor> {
+    let only = kind.fields().next().filter(|field| field.is_map())?;
+    (kind.fields().len() == 1).then_some(only)
+}
+
 fn told(message: &DynamicMessage) -> Value {
     let mut parts: Map<String, Value> =
         message.fields().map(|(field, value)| (field.name().to_owned(), part(&field.kind(), value))).collect();
     if chooses(&message.descriptor()) {
         return parts.remove("value").or_else(|| parts.remove("setting")).unwrap_or_default();
+    }
+    if let Some(map) = wraps(&message.descriptor()) {
+        return parts.remove(map.name()).unwrap_or_else(|| json!({}));
     }
     Value::Object(parts)
 }
@@ -131,6 +140,7 @@ fn read(kind: MessageDescriptor, value: &Value) -> DynamicMessage {
         }
     };
     match value {
+        Value::Object(_) if wraps(&kind).is_some() => set(wraps(&kind), value),
         Value::Object(parts) => parts.iter().for_each(|(key, value)| set(kind.get_field_by_name(key), value)),
         Value::Number(_) => set(kind.get_field_by_name("value"), value),
         Value::String(_) => set(kind.get_field_by_name("setting"), value),
@@ -212,7 +222,9 @@ mod tests {
             multivector_config: [("a".to_owned(), pb::StrictModeMultivector { max_vectors: Some(7) })].into(),
         };
         let strict = pb::StrictModeConfig { multivector_config: Some(strict), ..Default::default() };
-        assert_eq!(from_json::<pb::StrictModeConfig>(&to_json(&strict)), strict);
+        let spelt = json!({"multivector_config": {"a": {"max_vectors": 7}}});
+        assert_eq!(to_json(&strict), spelt);
+        assert_eq!(from_json::<pb::StrictModeConfig>(&spelt), strict);
         assert_eq!(
             from_json::<pb::HnswConfigDiff>(&json!({"m": "many", "younger": 1, "on_disk": null})),
             Default::default()

@@ -92,6 +92,8 @@ async fn rows(door: &Door, collection: &str, matrix: Matrix, asked: &Asked) -> R
         return Err(out_of_bounds("limit", "value 0 invalid, must be 1 or larger"));
     }
     let (pipeline, reads) = (&door.pipeline, asked.reads()?);
+    let facts = || super::super::strict::listed(matrix.filter.as_ref(), Some(sample));
+    super::super::strict::allow(pipeline, collection, asked, facts).await?;
     let spec = super::super::collections::find(pipeline, collection).await?.spec;
     let using = matrix.using.unwrap_or_default();
     has_vector(&spec, &using)?;

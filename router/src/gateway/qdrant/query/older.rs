@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::values::Vector;
 use super::super::{Answer, Asked, Body, Door};
 use super::examples::{Discover, Example, Pairs, Recommend};
-use super::{Asks, Batch, Query, answered};
+use super::{Asks, Batch, Query, several, single};
 
 /// The older recommendation: examples beside each other.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
@@ -30,7 +30,7 @@ pub(in super::super) async fn recommend(
     asked: Asked,
     Body(body): Body<OldRecommend>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(in super::super) async fn recommend_batch(
@@ -39,8 +39,8 @@ pub(in super::super) async fn recommend_batch(
     asked: Asked,
     Body(body): Body<Batch<OldRecommend>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(|search| search.query()).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
 
@@ -72,7 +72,7 @@ pub(in super::super) async fn discover(
     asked: Asked,
     Body(body): Body<OldDiscover>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(in super::super) async fn discover_batch(
@@ -81,8 +81,8 @@ pub(in super::super) async fn discover_batch(
     asked: Asked,
     Body(body): Body<Batch<OldDiscover>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(|search| search.query()).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
 
@@ -117,7 +117,7 @@ pub(in super::super) async fn search(
     asked: Asked,
     Body(body): Body<OldSearch>,
 ) -> Answer<Value> {
-    Ok(asked.told(answered(&door, &collection, body.query(), &asked).await?.into()))
+    Ok(asked.told(single(&door, &collection, body.query(), &asked).await?.into()))
 }
 
 pub(in super::super) async fn search_batch(
@@ -126,7 +126,7 @@ pub(in super::super) async fn search_batch(
     asked: Asked,
     Body(body): Body<Batch<OldSearch>>,
 ) -> Answer<Value> {
-    let searches = body.searches.into_iter().map(|search| answered(&door, &collection, search.query(), &asked));
-    let lists = futures::future::try_join_all(searches).await?;
+    let queries = body.searches.into_iter().map(|search| search.query()).collect();
+    let lists = several(&door, &collection, queries, &asked).await?;
     Ok(asked.told(lists.into_iter().map(Value::from).collect()))
 }
