@@ -18,10 +18,12 @@ use crate::embed::Embedders;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
 use crate::settings::Settings;
+use crate::snapshot::Snapshots;
 use crate::write::Writer;
 
 mod collections;
 mod documents;
+mod export;
 mod operations;
 mod reads;
 mod writes;
@@ -43,6 +45,7 @@ struct Parts {
     generator: Arc<dyn Generator>,
     embedding: Semaphore,
     compute: Compute,
+    snapshots: Snapshots,
 }
 
 /// A collection that serves, and the table it was found in.
@@ -60,10 +63,11 @@ impl Pipeline {
         generator: Arc<dyn Generator>,
         compute: Compute,
         clock: Clock,
+        snapshots: Snapshots,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
         let writer = Writer::new(view.clone(), clock);
-        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute }))
+        Self(Arc::new(Parts { view, writer, settings, embedders, generator, embedding, compute, snapshots }))
     }
 
     /// What it was started with.
@@ -79,6 +83,11 @@ impl Pipeline {
     /// Where work that holds up the runtime goes.
     pub fn compute(&self) -> Compute {
         self.0.compute
+    }
+
+    /// Where snapshots lie.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.0.snapshots
     }
 
     /// What it knows of the cluster.

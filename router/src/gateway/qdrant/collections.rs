@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::pipeline::Pipeline;
+use crate::snapshot::restore::MARK;
 
 /// `PUT /collections/{name}`.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
@@ -306,7 +307,12 @@ pub(super) async fn describe(State(door): State<Door>, Path(name): Path<String>,
             }
         }
     }
-    Ok(asked.told(info(&collection.spec, points, &indexed, &echo, schema)))
+    let mut told = info(&collection.spec, points, &indexed, &echo, schema);
+    if !door.pipeline.attribute(&name, MARK).await?.is_empty() {
+        let message = "it is being restored from a snapshot, or that did not end; restore the same again, or delete it";
+        told["warnings"] = json!([{"message": message}]);
+    }
+    Ok(asked.told(told))
 }
 
 /// How far searches are served from segments.

@@ -40,6 +40,7 @@ pub mod grpc;
 mod openapi;
 mod points;
 mod query;
+mod snapshots;
 pub(super) mod values;
 
 /// The version of Qdrant whose clients this door was tested with; they compare theirs with it.
@@ -77,7 +78,7 @@ pub fn app(pipeline: Pipeline) -> Router {
 
 /// Everything that is served, and described in `/openapi.json`.
 fn operations() -> Operations {
-    use Answers::{Bare, Flag, List, Object, Text, Written};
+    use Answers::{Bare, File, Flag, List, Object, Text, Written};
     const GET: MethodFilter = MethodFilter::GET;
     const PUT: MethodFilter = MethodFilter::PUT;
     const POST: MethodFilter = MethodFilter::POST;
@@ -128,6 +129,16 @@ fn operations() -> Operations {
         .on(POST, &at("/points/discover"), "Discover points", List, query::discover)
         .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::discover_batch)
         .on(POST, &at("/facet"), "Count values", Object, points::facet)
+        .on(GET, &at("/snapshots"), "List snapshots", List, snapshots::list)
+        .on(POST, &at("/snapshots"), "Create snapshot", Object, snapshots::create)
+        .or_accepted(POST, &at("/snapshots"))
+        .on(GET, &at("/snapshots/{snapshot}"), "Download snapshot", File, snapshots::download)
+        .on(DELETE, &at("/snapshots/{snapshot}"), "Delete snapshot", Flag, snapshots::delete)
+        .or_accepted(DELETE, &at("/snapshots/{snapshot}"))
+        .on(PUT, &at("/snapshots/recover"), "Restore snapshot", Flag, snapshots::recover)
+        .or_accepted(PUT, &at("/snapshots/recover"))
+        .on(POST, &at("/snapshots/upload"), "Restore uploaded snapshot", Flag, snapshots::upload)
+        .or_accepted(POST, &at("/snapshots/upload"))
 }
 
 /// Refuses at once what is one too many, rather than keep it waiting with all its memory.
@@ -160,13 +171,15 @@ async fn unknown(request: Request) -> Response {
         ("/metrics", "metrics"),
         ("/locks", "locks"),
         ("/issues", "issues"),
-        ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
         ("/search/matrix", "search matrix"),
         ("/shards", "shard keys"),
         ("/vectors/", "named vectors added to a collection or taken from it"),
     ];
     let path = request.uri().path();
+    if let Some(answer) = snapshots::unknown(path) {
+        return answer;
+    }
     match known.iter().find(|(part, _)| path.contains(part)) {
         Some((_, name)) => not_supported(name).into_response(),
         None => status(StatusCode::NOT_FOUND, format!("there is no {path}")),
