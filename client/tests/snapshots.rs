@@ -55,7 +55,8 @@ fn point(number: u64) -> Value {
 
 async fn fill(door: &Door, name: &str) {
     door.create(name, settings()).await;
-    door.ok("PUT", &format!("/collections/{name}/index"), json!({"field_name": "lang", "field_schema": "keyword"})).await;
+    door.ok("PUT", &format!("/collections/{name}/index"), json!({"field_name": "lang", "field_schema": "keyword"}))
+        .await;
     let all: Vec<Value> = (0..STILL).map(point).collect();
     for points in all.chunks(100) {
         door.ok("PUT", &format!("/collections/{name}/points?wait=true"), json!({"points": points})).await;
@@ -140,7 +141,8 @@ async fn a_snapshot_under_writes_is_a_prefix_of_every_shard_and_becomes_collecti
             };
             let found: BTreeSet<u64> = points.keys().filter_map(number).collect();
             let last = found.last().copied().unwrap_or(FIRST);
-            let of_shard = |until: u64| (FIRST..until).filter(|number| home(*number) == shard).collect::<BTreeSet<u64>>();
+            let of_shard =
+                |until: u64| (FIRST..until).filter(|number| home(*number) == shard).collect::<BTreeSet<u64>>();
             assert_eq!(found, of_shard(last + 1).into_iter().filter(|number| *number <= last).collect(), "no prefix");
             assert!(found.is_superset(&of_shard(before)), "lacks what was acknowledged before");
             assert!(last < after);
@@ -160,13 +162,19 @@ async fn a_snapshot_under_writes_is_a_prefix_of_every_shard_and_becomes_collecti
     let described = door.ok("GET", "/collections/source", Value::Null).await;
     let other = Cluster::start(1, 2).await;
     let elsewhere = Arc::new(other.door());
-    let (status, head, bytes) = door.send("GET", &format!("/collections/source/snapshots/{name}"), Bytes::new(), "").await;
+    let (status, head, bytes) =
+        door.send("GET", &format!("/collections/source/snapshots/{name}"), Bytes::new(), "").await;
     assert_eq!((status, bytes.len()), (StatusCode::OK, std::fs::metadata(&path).unwrap().len() as usize));
     assert_eq!(head["content-length"], bytes.len().to_string().as_str());
     for (target, shards) in [(&door, 1), (&door, 2), (&door, 5), (&elsewhere, 4)] {
         let into = format!("into{shards}");
         let sent = if Arc::ptr_eq(target, &elsewhere) {
-            target.upload(&format!("/collections/{into}/snapshots/upload?shard_number={shards}&priority=snapshot"), &bytes).await
+            target
+                .upload(
+                    &format!("/collections/{into}/snapshots/upload?shard_number={shards}&priority=snapshot"),
+                    &bytes,
+                )
+                .await
         } else {
             let body = json!({"location": format!("file://{}", path.display()), "priority": "snapshot"});
             target.json("PUT", &format!("/collections/{into}/snapshots/recover?shard_number={shards}"), body).await
@@ -182,7 +190,9 @@ async fn a_snapshot_under_writes_is_a_prefix_of_every_shard_and_becomes_collecti
         let info = target.ok("GET", &format!("/collections/{into}"), Value::Null).await;
         assert_eq!(info["config"]["params"]["shard_number"], shards);
         assert!(info.get("warnings").is_none(), "{info}");
-        for part in ["/config/hnsw_config", "/config/metadata", "/config/params/vectors", "/config/params/sparse_vectors"] {
+        for part in
+            ["/config/hnsw_config", "/config/metadata", "/config/params/vectors", "/config/params/sparse_vectors"]
+        {
             assert_eq!(info.pointer(part), described.pointer(part), "{part}");
         }
         assert_eq!(info["payload_schema"]["lang"]["data_type"], "keyword");
@@ -209,7 +219,8 @@ async fn what_cannot_be_restored_changes_nothing_and_says_why() {
     let bytes = std::fs::read(&path).unwrap();
     let sha256 = door.ok("GET", "/collections/books/snapshots", Value::Null).await[0]["checksum"].clone();
     assert_eq!(std::fs::read_to_string(format!("{}.checksum", path.display())).unwrap(), sha256.as_str().unwrap());
-    let exists = async |name: &str| door.ok("GET", &format!("/collections/{name}/exists"), Value::Null).await["exists"] == true;
+    let exists =
+        async |name: &str| door.ok("GET", &format!("/collections/{name}/exists"), Value::Null).await["exists"] == true;
     let location = format!("file://{}", path.display());
 
     let (status, told) = door.json("PUT", "/collections/books/snapshots/recover", json!({"location": location})).await;
@@ -226,23 +237,37 @@ async fn what_cannot_be_restored_changes_nothing_and_says_why() {
     let wrong = "3".repeat(64);
     let body = json!({"location": location, "checksum": wrong});
     assert_eq!(door.json("PUT", "/collections/new/snapshots/recover", body).await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(door.upload(&format!("/collections/new/snapshots/upload?checksum={wrong}"), &bytes).await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(door.upload("/collections/new/snapshots/upload", &vec![0; 5 << 20]).await.0, StatusCode::PAYLOAD_TOO_LARGE);
-    let (status, _) = door.json("PUT", "/collections/new/snapshots/recover", json!({"location": "file:///etc/passwd"})).await;
+    assert_eq!(
+        door.upload(&format!("/collections/new/snapshots/upload?checksum={wrong}"), &bytes).await.0,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        door.upload("/collections/new/snapshots/upload", &vec![0; 5 << 20]).await.0,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    let (status, _) =
+        door.json("PUT", "/collections/new/snapshots/recover", json!({"location": "file:///etc/passwd"})).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     for name in ["..%2F..%2Fetc%2Fpasswd", "none.snapshot", "%2Fetc%2Fpasswd"] {
         for method in ["GET", "DELETE"] {
-            let (status, ..) = door.send(method, &format!("/collections/books/snapshots/{name}"), Bytes::new(), "").await;
+            let (status, ..) =
+                door.send(method, &format!("/collections/books/snapshots/{name}"), Bytes::new(), "").await;
             assert_eq!(status, StatusCode::NOT_FOUND, "{method} {name}");
         }
     }
-    assert_eq!(door.json("PUT", "/collections/..%2Fnew/snapshots/recover", json!({"location": location})).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        door.json("PUT", "/collections/..%2Fnew/snapshots/recover", json!({"location": location})).await.0,
+        StatusCode::BAD_REQUEST
+    );
     assert!(!exists("new").await);
     let left: Vec<_> = std::fs::read_dir(door.snapshots.join(".partial")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     for (method, path, status) in [
-        ("GET", "/snapshots", 501), ("POST", "/snapshots", 501), ("GET", "/snapshots/%2Fetc%2Fpasswd", 404),
-        ("GET", "/collections/books/shards/0/snapshots", 501), ("POST", "/collections/none/snapshots", 404),
+        ("GET", "/snapshots", 501),
+        ("POST", "/snapshots", 501),
+        ("GET", "/snapshots/%2Fetc%2Fpasswd", 404),
+        ("GET", "/collections/books/shards/0/snapshots", 501),
+        ("POST", "/collections/none/snapshots", 404),
         ("GET", "/collections/none/snapshots", 404),
     ] {
         assert_eq!(door.send(method, path, Bytes::new(), "").await.0.as_u16(), status, "{method} {path}");
@@ -253,7 +278,10 @@ async fn what_cannot_be_restored_changes_nothing_and_says_why() {
     let url = format!("{}/collections/books/snapshots/{name}", door.url);
     door.ok("PUT", "/collections/new/snapshots/recover", json!({"location": url, "checksum": sha256})).await;
     assert_eq!(all(&door, "new").await.len(), STILL as usize);
-    assert_eq!(door.json("DELETE", &format!("/collections/books/snapshots/{name}?wait=false"), Value::Null).await.0, StatusCode::ACCEPTED);
+    assert_eq!(
+        door.json("DELETE", &format!("/collections/books/snapshots/{name}?wait=false"), Value::Null).await.0,
+        StatusCode::ACCEPTED
+    );
     let until = Instant::now() + Duration::from_secs(10);
     while path.exists() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -285,7 +313,7 @@ fn partial(door: &Door) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_during_an_export_costs_an_attempt_and_a_majority_that_is_gone_an_error() {
     let mut cluster = Cluster::start(3, 4).await;
-    let door = Arc::new(cluster.door());
+    let door = Arc::new(cluster.door_with(|settings| settings.deadlines.read = Duration::from_secs(3)));
     fill_large(&door, "large", 12_000).await;
     let making = tokio::spawn({
         let door = door.clone();

@@ -305,7 +305,8 @@ impl NodeData for Fake {
         let mut messages =
             vec![Ok(wire::NodeExportReply { position, count: points.len() as u64, ..Default::default() })];
         let breaks = self.world.export_breaks.lock().unwrap().get(&(self.node, shard)).copied();
-        let one = |point: &wire::PointRecord| wire::NodeExportReply { points: vec![point.clone()], ..Default::default() };
+        let one =
+            |point: &wire::PointRecord| wire::NodeExportReply { points: vec![point.clone()], ..Default::default() };
         messages.extend(points.iter().take(breaks.unwrap_or(usize::MAX)).map(|point| Ok(one(point))));
         match breaks {
             // One that dies: its connection breaks; one that stops: its stream ends.

@@ -137,7 +137,13 @@ impl Door {
         self.life.end();
     }
 
-    async fn request(&self, method: &str, path: &str, body: Bytes, kind: &str) -> Option<(StatusCode, HeaderMap, Bytes)> {
+    async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        kind: &str,
+    ) -> Option<(StatusCode, HeaderMap, Bytes)> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         if !kind.is_empty() {
             request = request.header("content-type", kind);
@@ -146,7 +152,13 @@ impl Door {
         Some((head.status, head.headers, body.collect().await.ok()?.to_bytes()))
     }
 
-    pub(crate) async fn send(&self, method: &str, path: &str, body: Bytes, kind: &str) -> (StatusCode, HeaderMap, Bytes) {
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        kind: &str,
+    ) -> (StatusCode, HeaderMap, Bytes) {
         self.request(method, path, body, kind).await.unwrap()
     }
 
@@ -176,11 +188,11 @@ impl Door {
 
     /// Sends a file as a form; `None` where the connection breaks.
     pub(crate) async fn try_upload(&self, path: &str, file: &[u8]) -> Option<(StatusCode, Value)> {
-        let mut form = b"--edge\r\nContent-Disposition: form-data; name=\"snapshot\"; filename=\"a.snapshot\"\r\n\r\n".to_vec();
+        let mut form =
+            b"--edge\r\nContent-Disposition: form-data; name=\"snapshot\"; filename=\"a.snapshot\"\r\n\r\n".to_vec();
         form.extend_from_slice(file);
         form.extend_from_slice(b"\r\n--edge--\r\n");
-        let (status, _, bytes) =
-            self.request("POST", path, form.into(), "multipart/form-data; boundary=edge").await?;
+        let (status, _, bytes) = self.request("POST", path, form.into(), "multipart/form-data; boundary=edge").await?;
         Some((status, serde_json::from_slice(&bytes).unwrap()))
     }
 

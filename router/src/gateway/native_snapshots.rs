@@ -48,9 +48,7 @@ pub(super) async fn restore(
     let source = match (given(begin.location), given(begin.name)) {
         (Some(_), Some(_)) => return Err(Error::invalid("begin.name", "excludes a location").into()),
         (Some(location), None) => Source::Location(location, given(begin.api_key)),
-        (None, Some(name)) => {
-            Source::Listed(given(begin.name_of).unwrap_or_else(|| begin.collection.clone()), name)
-        }
+        (None, Some(name)) => Source::Listed(given(begin.name_of).unwrap_or_else(|| begin.collection.clone()), name),
         (None, None) => {
             let mut upload = pipeline.receive_snapshot().await.map_err(refused)?;
             while let Some(message) = messages.next().await {

@@ -24,6 +24,8 @@ use crate::snapshot::restore::MARK;
 const IDLE: Duration = Duration::from_secs(30);
 /// How often a shard is begun, over all its replicas.
 const ATTEMPTS: usize = 9;
+/// How long nobody may give a first point before the shard counts as out of reach.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two attempts: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -67,7 +69,8 @@ impl Pipeline {
         let shards = &found.collection.shards;
         let attributes = found.table.attributes.get(&found.collection.id).cloned().unwrap_or_default();
         if attributes.contains_key(MARK) {
-            let message = format!("collection {name:?} is being restored, or that did not end; it has no whole content yet");
+            let message =
+                format!("collection {name:?} is being restored, or that did not end; it has no whole content yet");
             return Err(Error::new(Kind::Precondition, message));
         }
         let header = wire::ArchiveHeader {
@@ -91,6 +94,7 @@ impl Pipeline {
     ) -> Result<(), Error> {
         let mark = writer.mark().map_err(not_written)?;
         let first = usize::try_from(self.view().draw() % 1024).unwrap_or(0);
+        let (mut since, points) = (Instant::now(), writer.points());
         let mut why = NodeFailure::new(Meaning::WrongShard, "no node holds it");
         for attempt in 0..ATTEMPTS {
             let newest = self.view().table();
@@ -108,6 +112,9 @@ impl Pipeline {
                     Err(Ended::Node(failure)) => why = failure,
                 }
                 tracing::info!(%shard, %node, %why, "a shard was not read to its end; it is begun again elsewhere");
+                if writer.points() > points {
+                    since = Instant::now();
+                }
                 writer.back_to(&mark).map_err(not_written)?;
             }
             if let Meaning::Refused(kind) = why.meaning {
@@ -116,12 +123,16 @@ impl Pipeline {
             if why.meaning.table_is_stale() {
                 self.view().refresh();
             }
+            if since.elapsed() > PATIENCE {
+                break;
+            }
             if attempt + 1 < ATTEMPTS {
                 sleep((PAUSE.0 * (1 << attempt.min(6))).min(PAUSE.1)).await;
             }
         }
         let kind = if why.meaning == Meaning::Overloaded { Kind::Overloaded } else { Kind::Unavailable };
-        let message = format!("shard {shard} could not be read to its end, nothing of the snapshot is kept: {why}; try again");
+        let message =
+            format!("shard {shard} could not be read to its end, nothing of the snapshot is kept: {why}; try again");
         Err(Error::new(kind, message))
     }
 
@@ -146,7 +157,8 @@ impl Pipeline {
         };
         let flight = self.view().begin(node);
         let client = self.view().client(node);
-        let mut client = client.ok_or_else(|| NodeFailure::new(Meaning::WrongShard, format!("{node} has no address")))?;
+        let mut client =
+            client.ok_or_else(|| NodeFailure::new(Meaning::WrongShard, format!("{node} has no address")))?;
         let until = Instant::now() + patience;
         let late = || NodeFailure::new(Meaning::Lost, format!("no answer of {node} in time"));
         let begun = async {

@@ -158,6 +158,11 @@ impl<T: Target> Writer<T> {
         if self.gathered_bytes >= BODY_BYTES { self.flush() } else { Ok(()) }
     }
 
+    /// Points so far.
+    pub fn points(&self) -> u64 {
+        self.at.points
+    }
+
     /// Where it is. Call it where no shard is half written.
     ///
     /// # Errors
@@ -188,8 +193,7 @@ impl<T: Target> Writer<T> {
         let end = wire::ArchiveEnd { shards: self.at.shards, points: self.at.points };
         self.block(END, &end.encode_to_vec())?;
         self.target.flush()?;
-        let written =
-            Written { len: self.at.len, sha256: hex(&self.at.sha.finalize()), points: self.at.points };
+        let written = Written { len: self.at.len, sha256: hex(&self.at.sha.finalize()), points: self.at.points };
         Ok((self.target, written))
     }
 
@@ -361,7 +365,8 @@ impl<R: Read> Reader<R> {
             END => {
                 let end = wire::ArchiveEnd::decode(body.as_slice()).map_err(|error| damaged(&error))?;
                 self.between_shards(at)?;
-                if (end.shards, end.points) != (self.shards, self.points) || u64::from(self.header.shards) != end.shards {
+                if (end.shards, end.points) != (self.shards, self.points) || u64::from(self.header.shards) != end.shards
+                {
                     return Err(damaged(&"its end counts other shards or points than there are"));
                 }
                 if fill(&mut self.blocks.from, &mut [0])? != 0 {
@@ -394,7 +399,6 @@ impl<R: Read> Reader<R> {
             left => Err(ArchiveError::Damaged { at, reason: format!("{left} points of the shard before are missing") }),
         }
     }
-
 }
 
 impl<R: Read> Blocks<R> {
@@ -603,24 +607,30 @@ mod tests {
         };
         assert!(with(&two(2, 1)).contains("out of its place"));
         assert!(with(&two(2, 2)).contains("out of its place"));
-        assert!(with(&|writer| {
-            writer.shard(position(1, 1), 2).unwrap();
-            writer.point(record(PointId::Number(1), 1.0).into()).unwrap();
-            writer.shard(position(2, 1), 0).unwrap();
-        })
-        .contains("missing"));
-        assert!(with(&|writer| {
-            writer.shard(position(1, 1), 0).unwrap();
-            writer.point(record(PointId::Number(1), 1.0).into()).unwrap();
-        })
-        .contains("more points"));
+        assert!(
+            with(&|writer| {
+                writer.shard(position(1, 1), 2).unwrap();
+                writer.point(record(PointId::Number(1), 1.0).into()).unwrap();
+                writer.shard(position(2, 1), 0).unwrap();
+            })
+            .contains("missing")
+        );
+        assert!(
+            with(&|writer| {
+                writer.shard(position(1, 1), 0).unwrap();
+                writer.point(record(PointId::Number(1), 1.0).into()).unwrap();
+            })
+            .contains("more points")
+        );
         assert!(with(&|writer| writer.shard(position(1, 1), 0).unwrap()).contains("counts other shards"));
-        assert!(with(&|writer| {
-            writer.shard(position(1, 1), 1).unwrap();
-            let mut point = record(PointId::Number(1), 1.0);
-            point.vectors.insert(String::new(), Vector::Dense(vec![1.0]));
-            writer.point(point.into()).unwrap();
-        })
-        .contains("components"));
+        assert!(
+            with(&|writer| {
+                writer.shard(position(1, 1), 1).unwrap();
+                let mut point = record(PointId::Number(1), 1.0);
+                point.vectors.insert(String::new(), Vector::Dense(vec![1.0]));
+                writer.point(point.into()).unwrap();
+            })
+            .contains("components")
+        );
     }
 }

@@ -63,7 +63,8 @@ fn percent_decoded(text: &str) -> Option<String> {
             continue;
         }
         let (digits, more) = rest.split_at_checked(2)?;
-        let digits = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        let digits =
+            std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
         bytes.push(u8::from_str_radix(digits, 16).ok()?);
         rest = more;
     }
@@ -113,7 +114,19 @@ mod tests {
         };
         assert_eq!(file("file:///a/b.snapshot"), "/a/b.snapshot");
         assert_eq!(file("file://localhost/a%20b%2Fc"), "/a b/c");
-        for text in ["file://host/a", "file://./a", "file://a", "file:///%4", "file:///%zz", "file:///%+1", "file:///%ff", "ftp://h/a", "", "/a", "http://"] {
+        for text in [
+            "file://host/a",
+            "file://./a",
+            "file://a",
+            "file:///%4",
+            "file:///%zz",
+            "file:///%+1",
+            "file:///%ff",
+            "ftp://h/a",
+            "",
+            "/a",
+            "http://",
+        ] {
             assert_eq!(Location::read(text).unwrap_err().kind, Kind::Invalid, "{text}");
         }
         assert!(matches!(Location::read("https://h:1/a?b").unwrap(), Location::Http(_)));

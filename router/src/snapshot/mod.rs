@@ -212,7 +212,8 @@ impl Pipeline {
             Ok(name) => name.clone(),
             Err(_) => folder(collection)?,
         };
-        let listed = self.compute().run(move || async move { place.directory.list(&name).map_err(io_failed) }).await??;
+        let listed =
+            self.compute().run(move || async move { place.directory.list(&name).map_err(io_failed) }).await??;
         match there {
             Err(error) if listed.is_empty() => Err(error.into()),
             _ => Ok(listed),

@@ -51,7 +51,11 @@ impl Multipart {
         let boundary = boundary.filter(|boundary| (1..=BOUNDARY_BYTES_MAX).contains(&boundary.len()));
         let boundary = boundary.ok_or("Content-Type has no boundary of 1 to 70 bytes")?;
         // The first delimiter may have no line before it: then it has this one.
-        Ok(Self { delimiter: format!("\r\n--{boundary}").into_bytes(), buffer: b"\r\n".to_vec(), state: State::Preamble })
+        Ok(Self {
+            delimiter: format!("\r\n--{boundary}").into_bytes(),
+            buffer: b"\r\n".to_vec(),
+            state: State::Preamble,
+        })
     }
 
     /// Takes further bytes.

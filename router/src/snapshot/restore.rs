@@ -68,14 +68,22 @@ enum Way {
 ///
 /// # Errors
 /// [`Kind::AlreadyExists`] with what to do.
-fn way(name: &str, archived: &CollectionSpec, mark: &str, there: Option<(&CollectionSpec, &str, u64)>) -> Result<Way, Error> {
+fn way(
+    name: &str,
+    archived: &CollectionSpec,
+    mark: &str,
+    there: Option<(&CollectionSpec, &str, u64)>,
+) -> Result<Way, Error> {
     let refuse = |why: String| Err(Error::new(Kind::AlreadyExists, format!("collection {name:?} {why}")));
     let Some((spec, marked, points)) = there else { return Ok(Way::Create) };
     if marked == mark {
         return Ok(Way::GoOn);
     }
     if !marked.is_empty() {
-        return refuse("holds a part of another snapshot, whose restore did not end; repeat that one, or delete the collection".into());
+        return refuse(
+            "holds a part of another snapshot, whose restore did not end; repeat that one, or delete the collection"
+                .into(),
+        );
     }
     if points > 0 {
         return refuse(format!(
@@ -88,7 +96,9 @@ fn way(name: &str, archived: &CollectionSpec, mark: &str, there: Option<(&Collec
         (vectors.clone(), sparse, multi_vectors.clone(), routing_separator.clone(), documents.clone())
     };
     if kept(spec) != kept(archived) {
-        return refuse("has other vectors or settings than the snapshot; delete it first, or restore under another name".into());
+        return refuse(
+            "has other vectors or settings than the snapshot; delete it first, or restore under another name".into(),
+        );
     }
     let other = spec.payload_indexes.iter().filter(|(path, kind)| archived.payload_indexes.get(*path) != Some(*kind));
     Ok(Way::Fill(CollectionUpdate {
@@ -109,7 +119,12 @@ fn way(name: &str, archived: &CollectionSpec, mark: &str, there: Option<(&Collec
 /// # Errors
 /// [`Kind::Invalid`] where the archive is not whole: nothing was changed. [`Kind::AlreadyExists`] where the collection is not empty.
 /// Others where not everything could be written: then the same archive can be restored again.
-pub async fn restore(pipeline: &Pipeline, name: &str, archive: &mut (impl Read + Seek), shards: u32) -> Result<Restored, Error> {
+pub async fn restore(
+    pipeline: &Pipeline,
+    name: &str,
+    archive: &mut (impl Read + Seek),
+    shards: u32,
+) -> Result<Restored, Error> {
     let read_error = |error| Error::from(ArchiveError::Io(error));
     archive.seek(SeekFrom::Start(0)).map_err(read_error)?;
     let verified = Reader::open(std::io::BufReader::new(&mut *archive))?.verify()?;
@@ -138,7 +153,8 @@ pub async fn restore(pipeline: &Pipeline, name: &str, archive: &mut (impl Read +
     let all = ReadOptions { level: Some(ReadLevel::Linearizable), full_coverage: true, ..Default::default() };
     let count = pipeline.count(name, None, &all).await?.count;
     if count < verified.points {
-        let message = format!("{count} of {} points are there after all were written; restore it again", verified.points);
+        let message =
+            format!("{count} of {} points are there after all were written; restore it again", verified.points);
         return Err(Error::new(Kind::Unavailable, message));
     }
     pipeline.set_attribute(name, MARK, String::new()).await?;
@@ -204,7 +220,10 @@ async fn write(pipeline: &Pipeline, name: &str, batch: Vec<Point>) -> Result<(),
         attempt += 1;
         let passing = matches!(error.kind, Kind::Overloaded | Kind::Deadline | Kind::Unavailable | Kind::NotDone);
         if !passing || attempt == ATTEMPTS {
-            let message = format!("the restore of {name:?} did not end, restore the same snapshot again to go on: {}", error.message);
+            let message = format!(
+                "the restore of {name:?} did not end, restore the same snapshot again to go on: {}",
+                error.message
+            );
             return Err(Error::new(error.kind, message));
         }
         sleep((PAUSE.0 * (1 << attempt.min(6))).min(PAUSE.1)).await;

@@ -9,7 +9,10 @@
 //! **Rules:** a file under its final name is whole: it was written under another, synced, then renamed, and the directory synced.
 //! What is half written goes away with its writer, or at the next start. What a client gives as a name is one only if it looks like
 //! one ([`is_name`]); it is never a path. One router uses a directory: two would clear away each other's halves.
-#![allow(clippy::disallowed_methods, reason = "a router has no other place on disk than this one, and this module is it")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a router has no other place on disk than this one, and this module is it"
+)]
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -130,7 +133,14 @@ impl Directory {
     ///
     /// # Errors
     /// Of the file system; the file is gone then.
-    pub fn publish(&self, mut written: Temporary, file: &File, collection: &str, name: &str, sha256: &str) -> io::Result<Described> {
+    pub fn publish(
+        &self,
+        mut written: Temporary,
+        file: &File,
+        collection: &str,
+        name: &str,
+        sha256: &str,
+    ) -> io::Result<Described> {
         let folder = self.folder(collection)?;
         if !is_name(name) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no name of a snapshot"));
@@ -169,7 +179,9 @@ impl Directory {
         let mut found = Vec::new();
         for entry in entries {
             let entry = entry?;
-            let Some(name) = entry.file_name().to_str().filter(|name| is_name(name)).map(str::to_owned) else { continue };
+            let Some(name) = entry.file_name().to_str().filter(|name| is_name(name)).map(str::to_owned) else {
+                continue;
+            };
             // It may be deleted at this very moment.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_file() {
@@ -282,8 +294,20 @@ mod tests {
         assert!(is_name(&named) && is_name("_a.b-c.snapshot"));
         let long = format!("{}.snapshot", "a".repeat(NAME_BYTES_MAX));
         for name in [
-            "", ".snapshot", "..snapshot", "a", "a.snapshot.checksum", "/etc/passwd", "../a.snapshot", "a/b.snapshot",
-            "..%2Fa.snapshot", "a\\b.snapshot", "a\0.snapshot", "é.snapshot", "-.snapshot", long.as_str(),
+            "",
+            ".snapshot",
+            "..snapshot",
+            "a",
+            "a.snapshot.checksum",
+            "/etc/passwd",
+            "../a.snapshot",
+            "a/b.snapshot",
+            "..%2Fa.snapshot",
+            "a\\b.snapshot",
+            "a\0.snapshot",
+            "é.snapshot",
+            "-.snapshot",
+            long.as_str(),
         ] {
             assert!(!is_name(name), "{name:?}");
         }

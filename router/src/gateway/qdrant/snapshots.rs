@@ -49,7 +49,11 @@ impl<P> Given<P> {
     }
 
     /// Told before it is done. How it ends stands in the log.
-    fn accepted<T>(&self, what: &'static str, work: impl Future<Output = Result<T, Failed>> + Send + 'static) -> Response {
+    fn accepted<T>(
+        &self,
+        what: &'static str,
+        work: impl Future<Output = Result<T, Failed>> + Send + 'static,
+    ) -> Response {
         tokio::spawn(async move {
             if let Err(error) = work.await {
                 tracing::warn!("{what}, which nobody waits for, failed: {error}");
@@ -215,7 +219,13 @@ pub(super) async fn upload(
     restore(door, name, &given, Source::Received(upload), None).await
 }
 
-async fn restore(door: Door, name: String, given: &Given<Restoring>, source: Source, checksum: Option<String>) -> Answered {
+async fn restore(
+    door: Door,
+    name: String,
+    given: &Given<Restoring>,
+    source: Source,
+    checksum: Option<String>,
+) -> Answered {
     let Restoring { wait, checksum: of_query, shard_number, .. } = &given.parameters;
     let how = How { sha256: checksum.or_else(|| of_query.clone()), shards: shard_number.unwrap_or(0) };
     let work = async move { door.pipeline.restore_snapshot(&name, source, how).await.map(|_| true) };
@@ -228,14 +238,15 @@ async fn restore(door: Door, name: String, given: &Given<Restoring>, source: Sou
 /// Takes the form's file to disk.
 async fn received(pipeline: &Pipeline, request: Request) -> Result<Upload, Failed> {
     let malformed = |reason: String| Failed::from(Error::new(Kind::Invalid, format!("Format error in form: {reason}")));
-    let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let (head, body) = request.into_parts();
+    let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let mut form = Multipart::new(header(header::CONTENT_TYPE).unwrap_or_default()).map_err(malformed)?;
     let length = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     let mut upload = pipeline.receive_snapshot().await?;
     if length.is_some_and(|length| length > upload.most().saturating_add(FORM_BYTES)) {
         return Err(Failed::TooLarge(upload.most()));
     }
-    let mut body = request.into_body().into_data_stream();
+    let mut body = body.into_data_stream();
     let (mut inside, mut seen) = (false, false);
     while let Some(bytes) = body.next().await {
         let bytes = bytes.map_err(|error| malformed(error.to_string()))?;

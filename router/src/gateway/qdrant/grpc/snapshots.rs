@@ -27,7 +27,8 @@ fn told(described: Described) -> pb::SnapshotDescription {
 impl Snapshots for Service {
     async fn create(&self, request: Request<pb::CreateSnapshotRequest>) -> Answered<pb::CreateSnapshotResponse> {
         let (_permit, at) = (self.admit()?, Instant::now());
-        let described = self.0.pipeline.create_snapshot(&request.into_inner().collection_name).await.map_err(refused)?;
+        let described =
+            self.0.pipeline.create_snapshot(&request.into_inner().collection_name).await.map_err(refused)?;
         let (snapshot_description, time) = (Some(told(described)), at.elapsed().as_secs_f64());
         Ok(Response::new(pb::CreateSnapshotResponse { snapshot_description, time }))
     }
