@@ -50,7 +50,8 @@ fn point(number: u64) -> Value {
     if number % 4 != 0 {
         vector["words"] = json!({"indices": [number % 50, 60 + number % 7], "values": [0.5, 1.0 + at]});
     }
-    json!({"id": id, "vector": vector, "payload": {"number": number, "lang": ["en", "de"][(number % 2) as usize], "deep": {"x": [1.5, null]}}})
+    let lang = if number.is_multiple_of(2) { "en" } else { "de" };
+    json!({"id": id, "vector": vector, "payload": {"number": number, "lang": lang, "deep": {"x": [1.5, null]}}})
 }
 
 async fn fill(door: &Door, name: &str) {
