@@ -9,9 +9,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && install --strip target/release/nearring-node target/release/nearring-router target/release/nearring /usr/local/bin/
 
 FROM debian:bookworm-slim
-# The programs need libc, libstdc++ and nothing else. A volume mounted on /data takes its owner from here.
+# The programs need libc, libstdc++ and nothing else. Volumes mounted on /data and /snapshots take their owner from here.
 RUN apt-get update && apt-get install --yes --no-install-recommends libstdc++6 && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --no-create-home nearring && install --directory --owner nearring /data
+    && useradd --uid 10001 --no-create-home nearring && install --directory --owner nearring /data /snapshots
 COPY --from=build /usr/local/bin/nearring-node /usr/local/bin/nearring-router /usr/local/bin/nearring /usr/local/bin/
 USER nearring
 VOLUME /data

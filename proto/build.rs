@@ -7,7 +7,7 @@ use prost::Message;
 fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=proto");
     // Ordered maps, so that equal messages are equal bytes: a simulated run must replay exactly.
-    let own = ["types.proto", "public.proto", "node.proto", "raft.proto"];
+    let own = ["types.proto", "public.proto", "node.proto", "raft.proto", "archive.proto"];
     let descriptors = protox::compile(own, ["proto"]).map_err(Error::other)?;
     keep("nearring.bin", &descriptors)?;
     tonic_prost_build::configure().bytes(".nearring.v1").btree_map(".nearring.v1").compile_fds(descriptors)?;

@@ -421,6 +421,11 @@ impl Client {
         }
     }
 
+    /// For calls that take as long as they take.
+    pub(crate) fn rpc(&self) -> NearringClient<Channel> {
+        self.rpc.clone()
+    }
+
     pub(crate) fn no_answer(&self) -> Error {
         let message = format!("no answer within {} ms", self.deadline.as_millis());
         Error::new(ErrorKind::DeadlineExceeded, message)

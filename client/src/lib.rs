@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Open [`client`] first; [`mod@write`], [`mod@read`] and [`answer`] hold its operations on points and documents; [`retry`] holds the policies, named by what they promise; [`session`] what makes a repeated
-//! write have one effect; [`bulk`] imports streams in bounded memory; [`error`] says what a caller can do next.
+//! write have one effect; [`bulk`] imports streams in bounded memory; [`snapshot`] keeps and restores collections as files; [`error`] says what a caller can do next.
 // Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -24,6 +24,7 @@ pub mod files;
 pub mod read;
 pub mod retry;
 pub mod session;
+pub mod snapshot;
 pub mod write;
 
 pub use bulk::{ImportOptions, ImportReport};

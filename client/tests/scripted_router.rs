@@ -114,6 +114,8 @@ impl Nearring for Router {
         Ok(Response::new(Box::pin(tokio_stream::iter(events.into_iter().chain([Err(cut)])))))
     }
 
+    type DownloadSnapshotStream = Pin<Box<dyn futures::Stream<Item = Result<wire::SnapshotBytes, Status>> + Send>>;
+
     not_scripted! {
         create_collection(wire::CreateCollectionRequest) -> wire::CollectionInfo;
         describe_collection(wire::DescribeCollectionRequest) -> wire::CollectionInfo;
@@ -128,6 +130,11 @@ impl Nearring for Router {
         count(wire::CountRequest) -> wire::CountReply;
         facet(wire::FacetRequest) -> wire::FacetReply;
         search(wire::SearchRequest) -> wire::SearchReply;
+        create_snapshot(wire::CreateSnapshotRequest) -> wire::SnapshotInfo;
+        list_snapshots(wire::ListSnapshotsRequest) -> wire::ListSnapshotsReply;
+        delete_snapshot(wire::DeleteSnapshotRequest) -> wire::DeleteSnapshotReply;
+        download_snapshot(wire::DownloadSnapshotRequest) -> Self::DownloadSnapshotStream;
+        restore_snapshot(tonic::Streaming<wire::RestoreSnapshotRequest>) -> wire::RestoreSnapshotReply;
         search_batch(wire::SearchBatchRequest) -> wire::SearchBatchReply;
         put_document(wire::PutDocumentRequest) -> wire::PutDocumentReply;
         delete_document(wire::DeleteDocumentRequest) -> wire::WriteReply;

@@ -1,4 +1,5 @@
-//! The flags and variables that name model servers, for every program that starts a router.
+//! The flags and variables that name model servers and the place of snapshots, for every program that starts a router.
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use nearring_proto::collection::InvalidInput;
 use crate::embed::{EmbedError, Embedder};
 use crate::model_server::{ApiKey, ModelServerSettings};
 use crate::settings::{EmbedderSettings, Settings};
+use crate::snapshot::SnapshotSettings;
 
 /// The variable with the generator's key. There is no flag: every user of a machine can read a program's flags.
 pub const GENERATOR_KEY: &str = "NEARRING_GENERATOR_KEY";
@@ -50,7 +52,33 @@ pub struct ModelServers {
     /// the directory's name is named; the built-in static256 stays.
     #[cfg(feature = "minilm")]
     #[arg(long, env = "NEARRING_MINILM", value_name = "DIRECTORY")]
-    pub minilm: Option<std::path::PathBuf>,
+    pub minilm: Option<PathBuf>,
+}
+
+/// Where snapshots lie.
+#[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
+pub struct SnapshotPlace {
+    /// Snapshots of collections are kept in this directory, which no other router uses. Without it they are off.
+    #[arg(long = "snapshots", env = "NEARRING_SNAPSHOTS", value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+    /// The most bytes of a snapshot that is sent by a client, or fetched to be restored.
+    #[arg(
+        long = "snapshot-upload-bytes",
+        env = "NEARRING_SNAPSHOT_UPLOAD_BYTES",
+        default_value_t = SnapshotSettings::UPLOAD_BYTES_MAX,
+        value_name = "BYTES"
+    )]
+    pub upload_bytes: u64,
+}
+
+impl SnapshotPlace {
+    /// Writes what was given into the settings; without a directory `otherwise` is taken.
+    pub fn apply(&self, settings: &mut Settings, otherwise: Option<PathBuf>) {
+        let directory = self.directory.clone().filter(|directory| !directory.as_os_str().is_empty());
+        settings.snapshots = directory
+            .or(otherwise)
+            .map(|directory| SnapshotSettings { directory, upload_bytes_max: self.upload_bytes });
+    }
 }
 
 impl ModelServers {

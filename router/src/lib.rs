@@ -14,7 +14,8 @@
 //! and questions their vectors, [`rerank`] looks again at what a search found, [`rag`] packs it and streams the
 //! answer that [`generate`] writes. Embedder and generator may be servers of others: [`model_server`].
 //!
-//! Collections come from elsewhere too: [`qdrant_server`] reads another server that speaks Qdrant's API.
+//! Collections come from elsewhere too: [`qdrant_server`] reads another server that speaks Qdrant's API, and [`snapshot`] writes a
+//! collection into a file and restores it from one.
 // Determinism: `clippy.toml` says what is meant. Programs, tests and benchmarks may.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -37,6 +38,7 @@ pub mod rerank;
 pub mod router;
 pub mod scatter;
 pub mod settings;
+pub mod snapshot;
 pub mod strict;
 pub mod traffic;
 pub mod write;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use nearring_router::arguments::ModelServers;
+use nearring_router::arguments::{ModelServers, SnapshotPlace};
 use nearring_router::router::RouterBuilder;
 use nearring_router::settings::Settings;
 use tokio_stream::StreamExt;
@@ -26,6 +26,8 @@ struct Arguments {
     rest_listen: String,
     #[command(flatten)]
     models: ModelServers,
+    #[command(flatten)]
+    snapshots: SnapshotPlace,
     /// Deadline of reads that give none, in milliseconds.
     #[arg(long, env = "NEARRING_READ_DEADLINE_MS", default_value_t = 5_000)]
     read_deadline_ms: u64,
@@ -77,6 +79,7 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     settings.deadlines.write = Duration::from_millis(arguments.write_deadline_ms);
     settings.limits.in_flight = arguments.in_flight;
     arguments.models.apply(&mut settings, |name| std::env::var(name).ok())?;
+    arguments.snapshots.apply(&mut settings, None);
     let listener = tokio::net::TcpListener::bind(&arguments.listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
     tracing::info!(address = %listener.local_addr()?, "listening");

@@ -18,12 +18,14 @@ use crate::embed::Embedders;
 use crate::failure::{Error, Kind};
 use crate::generate::Generator;
 use crate::settings::Settings;
+use crate::snapshot::Snapshots;
 use crate::strict::Strict;
 use crate::traffic::Traffic;
 use crate::write::Writer;
 
 mod collections;
 mod documents;
+mod export;
 mod operations;
 mod reads;
 mod writes;
@@ -49,6 +51,7 @@ struct Parts {
     clock: Clock,
     traffic: Traffic,
     strict: Strict,
+    snapshots: Snapshots,
 }
 
 /// A collection that serves, and the table it was found in.
@@ -66,6 +69,7 @@ impl Pipeline {
         generator: Arc<dyn Generator>,
         compute: Compute,
         clock: Clock,
+        snapshots: Snapshots,
     ) -> Self {
         let embedding = Semaphore::new(settings.limits.embedding);
         let writer = Writer::new(view.clone(), clock.clone());
@@ -81,6 +85,7 @@ impl Pipeline {
             clock,
             traffic,
             strict,
+            snapshots,
         }))
     }
 
@@ -112,6 +117,11 @@ impl Pipeline {
     /// What collections allow.
     pub fn strict(&self) -> &Strict {
         &self.0.strict
+    }
+
+    /// Where snapshots lie.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.0.snapshots
     }
 
     /// What it knows of the cluster.

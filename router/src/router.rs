@@ -27,6 +27,7 @@ use crate::gateway::qdrant::grpc;
 use crate::generate::{self, Extractive, Generator};
 use crate::pipeline::Pipeline;
 use crate::settings::Settings;
+use crate::snapshot::Snapshots;
 
 /// Puts a router together from its settings and its replaceable parts.
 pub struct RouterBuilder {
@@ -49,6 +50,9 @@ pub enum RouterError {
     /// The built-in embedder does not load.
     #[error(transparent)]
     Embedder(#[from] EmbedError),
+    /// The directory of snapshots cannot be used.
+    #[error("the directory of snapshots: {0}")]
+    Snapshots(io::Error),
     /// The server failed.
     #[error("the server failed: {0}")]
     Server(#[from] tonic::transport::Error),
@@ -148,7 +152,10 @@ impl RouterBuilder {
         let message_bytes = self.settings.limits.message_bytes;
         let view = ClusterView::new(dial, self.settings.nodes.clone(), message_bytes, seed);
         let watch = Arc::new(AbortOnDropHandle::new(tokio::spawn(view.clone().follow())));
-        let pipeline = Pipeline::new(view, self.settings, embedders, generator, self.compute, self.clock.clone());
+        let snapshots = Snapshots::open(self.settings.snapshots.as_ref(), self.clock.clone());
+        let snapshots = snapshots.map_err(RouterError::Snapshots)?;
+        let (compute, clock) = (self.compute, self.clock.clone());
+        let pipeline = Pipeline::new(view, self.settings, embedders, generator, compute, clock, snapshots);
         Ok(Router { native: Native::new(pipeline), clock: self.clock, _watch: watch })
     }
 

@@ -6,6 +6,7 @@ use nearring_proto::collection::InvalidInput;
 use nearring_proto::wire::is_host_port;
 
 use crate::model_server::ModelServerSettings;
+use crate::snapshot::SnapshotSettings;
 
 /// Everything a router needs to know before it can start. [`Settings::check`] before use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,8 @@ pub struct Settings {
     pub generator: Option<ModelServerSettings>,
     /// Embeds where it is named, and first where none is; the built-in embedder stays beside it.
     pub embedder: Option<EmbedderSettings>,
+    /// Where snapshots lie; without it there are none.
+    pub snapshots: Option<SnapshotSettings>,
 }
 
 /// A model server that embeds.
@@ -91,7 +94,14 @@ impl Default for Limits {
 impl Settings {
     /// Settings with every default filled in.
     pub fn new(nodes: Vec<String>) -> Self {
-        Self { nodes, deadlines: Deadlines::default(), limits: Limits::default(), generator: None, embedder: None }
+        Self {
+            nodes,
+            deadlines: Deadlines::default(),
+            limits: Limits::default(),
+            generator: None,
+            embedder: None,
+            snapshots: None,
+        }
     }
 
     /// Checks what can be checked without touching the network.
@@ -129,6 +139,9 @@ impl Settings {
         }
         if message_bytes < batch_bytes {
             return Err(InvalidInput::new("limits.message_bytes", "must be at least limits.batch_bytes"));
+        }
+        if self.snapshots.as_ref().is_some_and(|snapshots| snapshots.upload_bytes_max == 0) {
+            return Err(InvalidInput::new("snapshots.upload_bytes_max", "must be at least 1"));
         }
         Ok(())
     }

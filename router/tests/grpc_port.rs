@@ -132,6 +132,12 @@ async fn requests_may_be_compressed_and_what_is_not_there_says_so() {
     let told = client.health_check(pb::HealthCheckRequest {}).await.unwrap().into_inner();
     assert_eq!(told.version, nearring_router::gateway::qdrant::VERSION);
     let mut snapshots = SnapshotsClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
+    let status = snapshots.list_full(pb::ListFullSnapshotsRequest {}).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unimplemented, "not supported: snapshots of the whole storage")
+    );
     let status = snapshots.list(pb::ListSnapshotsRequest { collection_name: "a".to_owned() }).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "not supported: snapshots"));
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().contains("--snapshots"), "{status}");
 }

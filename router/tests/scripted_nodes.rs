@@ -17,6 +17,8 @@ use nearring_proto::wire::{self, node_write_request::Op};
 use nearring_router::plan::idf::inverse_frequency;
 use nearring_router::router::RouterBuilder;
 use nearring_router::settings::Settings;
+use nearring_router::snapshot::SnapshotSettings;
+use nearring_router::snapshot::archive::Reader;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
@@ -43,6 +45,8 @@ struct World {
     reads: Mutex<Vec<(u64, wire::NodeRead)>>,
     /// Shards whose replica on this node has gone astray.
     astray: Mutex<BTreeSet<(u64, u64)>>,
+    /// After how many points exports break off, by node and shard.
+    export_breaks: Mutex<BTreeMap<(u64, u64), usize>>,
 }
 
 #[derive(Clone)]
@@ -290,6 +294,28 @@ impl NodeData for Fake {
         let frequencies = request.terms.iter().map(of).collect();
         Ok(Response::new(wire::NodeFrequenciesReply { frequencies, position: self.world.position(request.shard) }))
     }
+
+    type ExportStream = BoxStream<'static, Result<wire::NodeExportReply, Status>>;
+
+    /// Each node's replica is at a position of its own.
+    async fn export(&self, request: Request<wire::NodeExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let shard = request.into_inner().shard;
+        let points: Vec<wire::PointRecord> = self.world.shard(shard).values().map(record).collect();
+        let position = Some(wire::Position { shard, index: 1000 + self.node });
+        let mut messages =
+            vec![Ok(wire::NodeExportReply { position, count: points.len() as u64, ..Default::default() })];
+        let breaks = self.world.export_breaks.lock().unwrap().get(&(self.node, shard)).copied();
+        let one =
+            |point: &wire::PointRecord| wire::NodeExportReply { points: vec![point.clone()], ..Default::default() };
+        messages.extend(points.iter().take(breaks.unwrap_or(usize::MAX)).map(|point| Ok(one(point))));
+        match breaks {
+            // One that dies: its connection breaks; one that stops: its stream ends.
+            Some(points) if points % 2 == 0 => messages.push(Err(Status::unavailable("scripted"))),
+            Some(_) => {}
+            None => messages.push(Ok(wire::NodeExportReply { last: true, ..Default::default() })),
+        }
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
 }
 
 fn hit(point: &wire::Point, query: &wire::SearchQuery) -> Option<wire::Hit> {
@@ -341,6 +367,7 @@ async fn cluster(dead: &[u64], change: impl FnOnce(&mut Settings)) -> Cluster {
         writes: Mutex::default(),
         reads: Mutex::default(),
         astray: Mutex::default(),
+        export_breaks: Mutex::default(),
     });
     for (node, listener) in listeners {
         if !dead.contains(&node) {
@@ -891,4 +918,33 @@ async fn a_document_is_put_asked_about_replaced_and_deleted() {
         wire::PutDocumentRequest { metadata_json: b"{\"document\":1}".as_slice().into(), ..put("x", "text") };
     let status = cluster.client.put_document(reserved).await.unwrap_err();
     assert!(status.message().starts_with("metadata.document"), "{status}");
+}
+
+#[tokio::test]
+async fn an_export_that_breaks_off_is_begun_again_elsewhere_and_nothing_is_left_where_nobody_has_all() {
+    let place = tempfile::tempdir().unwrap();
+    let snapshots = SnapshotSettings { directory: place.path().to_owned(), upload_bytes_max: 1 << 20 };
+    let mut cluster = cluster(&[], |settings| settings.snapshots = Some(snapshots)).await;
+    let shards = cluster.create().await;
+    cluster.client.upsert(upsert(0..30)).await.unwrap();
+    for (node, after) in [(1, 3), (2, 0)] {
+        let broken = shards.iter().map(|shard| ((node, *shard), after));
+        cluster.world.export_breaks.lock().unwrap().extend(broken);
+    }
+    let create = wire::CreateSnapshotRequest { format: 1, collection: "c".into() };
+    let info = cluster.client.create_snapshot(create.clone()).await.unwrap().into_inner();
+    let file = std::fs::File::open(place.path().join("c").join(&info.name)).unwrap();
+    let verified = Reader::open(file).unwrap().verify().unwrap();
+    assert_eq!(verified.points, 30);
+    let read_at: Vec<(u64, u64)> = verified.positions.iter().map(|at| (at.shard.0, at.index)).collect();
+    assert_eq!(read_at, shards.iter().map(|shard| (*shard, 1003)).collect::<Vec<_>>(), "all of it from node 3");
+
+    cluster.world.export_breaks.lock().unwrap().insert((3, shards[1]), 2);
+    let status = cluster.client.create_snapshot(create).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("try again"), "{status}");
+    assert_eq!(std::fs::read_dir(place.path().join(".partial")).unwrap().count(), 0);
+    let list = wire::ListSnapshotsRequest { format: 1, collection: "c".into() };
+    let listed = cluster.client.list_snapshots(list).await.unwrap().into_inner().snapshots;
+    assert_eq!(listed, [info]);
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use nearring_proto::collection::{CollectionSpec, InvalidInput, check_payload};
 use nearring_proto::convert::{DecodeError, check_format, encode_filter, payload_mode, precondition, read_level};
 use nearring_proto::filter::Filter;
@@ -807,5 +808,17 @@ impl NodeData for DataService {
             })
             .await?;
         Ok(Response::new(reply))
+    }
+
+    type ExportStream = super::export::Messages;
+
+    async fn export(&self, request: Request<wire::NodeExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let request = request.into_inner();
+        self.check(request.format, &request.cluster_id)?;
+        let shard = self.shard(request.shard)?;
+        Gate::new(request.read, ReadLevel::Linearizable)?.pass(&shard).await.map_err(read_error)?;
+        let context = self.shards.context();
+        let messages = super::export::messages(&shard, context.compute.clone()).await?;
+        Ok(Response::new(messages.take_until(context.meta.stopping()).boxed()))
     }
 }

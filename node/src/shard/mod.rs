@@ -1,8 +1,8 @@
 //! One replica of one shard: its Raft, its state, and everything that happens to them.
 //!
 //! [`state`] is what it holds, [`apply`] drives it from Raft, [`snapshot`] and [`files`] are its files, [`plan`] decides
-//! about segments and [`maintain`] carries that out. Here is the handle: writing through the log, and waiting until a read
-//! may be answered.
+//! about segments and [`maintain`] carries that out, [`view`] reads all of it as of one moment. Here is the handle: writing
+//! through the log, and waiting until a read may be answered.
 //!
 //! Tasks: openraft's own, which end with [`Shard::stop`]; and what [`Shard::start`] spawns, maintenance and the watch over a leader
 //! whom nobody answers.
@@ -14,6 +14,7 @@ pub mod snapshot;
 pub mod state;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::io;
 use std::sync::Arc;

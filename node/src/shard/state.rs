@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use super::files;
 use super::snapshot::{self, Snapshot, SnapshotError};
+use super::view::Views;
 use crate::index::change::IndexChange;
 use crate::index::segment::Segment;
 use crate::index::{SealWork, ShardIndex};
@@ -91,6 +92,7 @@ pub struct ShardState {
     since_snapshot: AtomicU64,
     snapshot_bytes: AtomicU64,
     writes: AtomicU64,
+    pub(super) views: Views,
 }
 
 /// What a replica starts with.
@@ -206,6 +208,7 @@ impl ShardState {
             since_snapshot: AtomicU64::new(0),
             snapshot_bytes: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            views: Views::default(),
         };
         Ok(Opened { state: Arc::new(state), machine, replay, home_epoch })
     }
@@ -328,6 +331,7 @@ impl ShardState {
             }
         }
         let mut body = self.write_body();
+        self.views.keep(&body, batch.changing());
         batch.commit(machine).map_err(broken)?;
         let mut works = Vec::new();
         for change in changes {
@@ -464,7 +468,11 @@ impl ShardState {
             }
         }
         let body = Body { meta: machine.meta.clone(), store, index: index_in_memory };
-        let before = std::mem::replace(&mut *self.write_body(), body);
+        let before = {
+            let mut here = self.write_body();
+            self.views.end_all();
+            std::mem::replace(&mut *here, body)
+        };
         // An export of it may still be running.
         before.store.discard();
         locked(&self.works).clear();

@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::maintain::write_segment;
 use super::state::{Opened, ShardState};
+use super::view::{View, ViewError};
 use crate::index::segment::Segment;
 use crate::machine::Machine;
 use crate::machine::command::{Command, Envelope, PointWrite};
@@ -354,4 +355,89 @@ fn a_snapshot_whose_segment_is_gone_is_told_from_a_whole_one() {
     assert!(replica.state.snapshot_lacks_segments().unwrap());
     replica.state.capture(&replica.machine).write().unwrap();
     assert!(!replica.state.snapshot_lacks_segments().unwrap());
+}
+
+/// Everything the replica holds, read in one go.
+fn held(state: &Arc<ShardState>) -> (u64, Vec<nearring_proto::write::PointRecord>) {
+    let mut view = View::begin(state.clone()).unwrap();
+    let index = view.index();
+    let mut points = Vec::new();
+    loop {
+        let more = view.next(usize::MAX).unwrap();
+        if more.is_empty() {
+            assert_eq!(points.len() as u64, view.points());
+            return (index, points);
+        }
+        points.extend(more);
+    }
+}
+
+#[test]
+fn a_view_shows_the_moment_it_began_whatever_is_written_sealed_or_compacted_meanwhile() {
+    for seed in 0..24 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let engine = if seed % 2 == 0 { EngineKind::Memory } else { EngineKind::Sled };
+        let mut replica = Replica::open(dir.path(), engine, Vec::new());
+        replica.apply(Command::Configure { spec: spec(), home_epoch: 1 });
+        for _ in 0..rng.random_range(1..150) {
+            let command = random_write(&mut rng);
+            replica.apply(command);
+        }
+        if rng.random_bool(0.5) {
+            replica.seal_and_install(Vec::new());
+        }
+        // Two that began at different moments go on side by side.
+        let mut views: Vec<_> = Vec::new();
+        for _ in 0..2 {
+            let expected = held(&replica.state);
+            views.push((expected, View::begin(replica.state.clone()).unwrap(), Vec::new(), false));
+            replica.apply(random_write(&mut rng));
+        }
+        for _ in 0..10_000 {
+            for ((index, _), view, found, ended) in &mut views {
+                assert_eq!(view.index(), *index);
+                if !*ended && rng.random_bool(0.6) {
+                    let more = view.next(rng.random_range(1..4_000)).unwrap();
+                    *ended = more.is_empty();
+                    found.extend(more);
+                }
+            }
+            if views.iter().all(|(.., ended)| *ended) {
+                break;
+            }
+            match rng.random_range(0..12) {
+                0 => replica.seal_and_install(Vec::new()),
+                1 => replica.state.compact(&replica.machine).unwrap(),
+                2 => drop(replica.state.capture(&replica.machine).write().unwrap()),
+                _ => {
+                    replica.apply(random_write(&mut rng));
+                }
+            }
+        }
+        for ((index, points), _, found, ended) in views {
+            assert!(ended);
+            assert_eq!(found, points, "seed {seed}, entry {index}");
+        }
+    }
+}
+
+#[test]
+fn a_view_ends_where_the_state_is_replaced_and_there_are_only_so_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut replica = Replica::open(dir.path(), EngineKind::Memory, Vec::new());
+    replica.apply(Command::Configure { spec: spec(), home_epoch: 1 });
+    for _ in 0..100 {
+        replica.apply(random_write(&mut rng));
+    }
+    let mut views: Vec<View> = (0..View::MOST).map(|_| View::begin(replica.state.clone()).unwrap()).collect();
+    assert_eq!(View::begin(replica.state.clone()).err(), Some(ViewError::TooMany(View::MOST)));
+    views.pop();
+    assert!(View::begin(replica.state.clone()).is_ok(), "one that is dropped makes room");
+    let written = replica.state.capture(&replica.machine).write().unwrap();
+    let copy = replica.state.incoming_dir().join("copy");
+    std::fs::copy(&written.path, &copy).unwrap();
+    replica.state.install(&copy).unwrap();
+    assert_eq!(views[0].next(1), Err(ViewError::Replaced));
 }

@@ -412,6 +412,11 @@ impl Batch<'_> {
         self.sessions.extend(applied.sessions.iter().copied());
     }
 
+    /// The points that the commit will write or remove.
+    pub fn changing(&self) -> impl Iterator<Item = &PointId> {
+        self.records.keys()
+    }
+
     /// Writes everything staged, and the machine as it is after it, in one atomic batch.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 pub mod console;
 pub(crate) mod count;
 pub mod native;
+mod native_snapshots;
 pub mod openai;
 pub mod qdrant;
 pub mod ui;

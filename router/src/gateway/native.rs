@@ -23,6 +23,7 @@ use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
+use super::native_snapshots as snapshots;
 use crate::failure::{Error, Kind};
 use crate::pipeline::{Pipeline, ScrollWanted, SearchAnswer, Wants, WriteAnswer};
 use crate::plan::ReadOptions;
@@ -481,5 +482,57 @@ impl Nearring for Native {
             equal: verified.equal,
             uncompared: verified.uncompared.into_iter().map(|shard| shard.0).collect(),
         }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<wire::CreateSnapshotRequest>,
+    ) -> Result<Response<wire::SnapshotInfo>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let described = self.pipeline.create_snapshot(&request.collection).await.map_err(snapshots::refused)?;
+        Ok(Response::new(snapshots::info(described)))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<wire::ListSnapshotsRequest>,
+    ) -> Result<Response<wire::ListSnapshotsReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let listed = self.pipeline.list_snapshots(&request.collection).await.map_err(snapshots::refused)?;
+        Ok(Response::new(wire::ListSnapshotsReply { snapshots: listed.into_iter().map(snapshots::info).collect() }))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<wire::DeleteSnapshotRequest>,
+    ) -> Result<Response<wire::DeleteSnapshotReply>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let existed = self.pipeline.delete_snapshot(&request.collection, &request.name).await;
+        Ok(Response::new(wire::DeleteSnapshotReply { existed: existed.map_err(snapshots::refused)? }))
+    }
+
+    type DownloadSnapshotStream = snapshots::Download;
+
+    async fn download_snapshot(
+        &self,
+        request: Request<wire::DownloadSnapshotRequest>,
+    ) -> Result<Response<Self::DownloadSnapshotStream>, Status> {
+        let request = request.into_inner();
+        let _permit = self.admit(request.format)?;
+        let pieces = snapshots::download(&self.pipeline, &request.collection, &request.name).await?;
+        Ok(Response::new(pieces))
+    }
+
+    async fn restore_snapshot(
+        &self,
+        request: Request<tonic::Streaming<wire::RestoreSnapshotRequest>>,
+    ) -> Result<Response<wire::RestoreSnapshotReply>, Status> {
+        let mut messages = request.into_inner();
+        let begin = snapshots::begin(messages.message().await?)?;
+        let _permit = self.admit(begin.format)?;
+        snapshots::restore(&self.pipeline, begin, messages).await.map(Response::new)
     }
 }

@@ -12,7 +12,7 @@ use nearring_proto::write::{Outcome, PayloadMode, Precondition};
 
 use super::Pipeline;
 use crate::failure::{Error, Kind};
-use crate::write::batch::{Conditional, Part, group_ids, group_points};
+use crate::write::batch::{Conditional, Part, group_ids, group_points, group_stored};
 use crate::write::{PartEnd, Sending, ShardWrite};
 
 /// What a write did. Shards commit separately, so a part of it may have failed.
@@ -71,7 +71,25 @@ impl Pipeline {
         self.check_count(points.len(), "points")?;
         let sending = self.sending(request, deadline);
         let found = self.collection(collection, sending.until).await?;
-        let parts = group_points(&found.collection, points)?;
+        self.send_points(group_points(&found.collection, points)?, &sending).await
+    }
+
+    /// Writes whole points that were read from a store, their vectors to the bit.
+    ///
+    /// # Errors
+    /// As [`Pipeline::upsert`].
+    pub async fn upsert_stored(&self, collection: &str, points: Vec<Conditional>) -> Result<WriteAnswer, Error> {
+        self.check_count(points.len(), "points")?;
+        let sending = self.sending(None, None);
+        let found = self.collection(collection, sending.until).await?;
+        self.send_points(group_stored(&found.collection, points)?, &sending).await
+    }
+
+    async fn send_points(
+        &self,
+        parts: BTreeMap<ShardId, Part<Conditional>>,
+        sending: &Sending,
+    ) -> Result<WriteAnswer, Error> {
         let write = |(shard, part): (ShardId, Part<Conditional>)| {
             let conditional = part.items.iter().any(|(_, precondition)| precondition.is_some());
             let mut upserts = node::Upserts::default();
@@ -83,7 +101,7 @@ impl Pipeline {
             }
             ShardWrite { shard, op: Op::Upserts(upserts), places: part.places }
         };
-        self.send(parts.into_iter().map(write).collect(), &sending).await
+        self.send(parts.into_iter().map(write).collect(), sending).await
     }
 
     /// Changes payloads.

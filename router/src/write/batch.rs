@@ -35,18 +35,34 @@ pub fn group_points(
     collection: &Collection,
     mut points: Vec<Conditional>,
 ) -> Result<BTreeMap<ShardId, Part<Conditional>>, InvalidInput> {
+    for (point, _) in &mut points {
+        collection.spec.adopt_point(point);
+    }
+    let mut parts = group_stored(collection, points)?;
+    for (point, _) in parts.values_mut().flat_map(|part| &mut part.items) {
+        collection.spec.prepare_point(point);
+    }
+    Ok(parts)
+}
+
+/// As [`group_points`], of points whose vectors were read from a store: they are as they are stored, and stay so to the bit.
+///
+/// # Errors
+/// As [`group_points`].
+pub fn group_stored(
+    collection: &Collection,
+    points: Vec<Conditional>,
+) -> Result<BTreeMap<ShardId, Part<Conditional>>, InvalidInput> {
     if points.is_empty() {
         return Err(InvalidInput::new("points", "is empty; give at least one point"));
     }
-    for (at, (point, _)) in points.iter_mut().enumerate() {
-        collection.spec.adopt_point(point);
+    for (at, (point, _)) in points.iter().enumerate() {
         collection.spec.check_point(point, &format!("points[{at}]"))?;
     }
     refuse_repeated(points.iter().map(|(point, _)| &point.id), "points", ".id")?;
     let ring = HomeRing::new(&collection.shards);
     let mut parts: BTreeMap<ShardId, Part<_>> = BTreeMap::new();
-    for (at, (mut point, precondition)) in (0..).zip(points) {
-        collection.spec.prepare_point(&mut point);
+    for (at, (point, precondition)) in (0..).zip(points) {
         let part = parts.entry(ring.home_of(&point.id, &collection.spec.routing_separator)).or_default();
         part.places.push(at);
         part.items.push((point, precondition));

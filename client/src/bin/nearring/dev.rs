@@ -11,7 +11,7 @@ use nearring_client::{Client, Error, ErrorKind, wire};
 use nearring_node::identity::{self, Lock};
 use nearring_node::node::NodeBuilder;
 use nearring_proto::ids::NodeId;
-use nearring_router::arguments::ModelServers;
+use nearring_router::arguments::{ModelServers, SnapshotPlace};
 use nearring_router::router::RouterBuilder;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -54,6 +54,9 @@ pub(crate) struct Dev {
 
     #[command(flatten)]
     models: ModelServers,
+
+    #[command(flatten)]
+    snapshots: SnapshotPlace,
 }
 
 /// Where everything listens.
@@ -120,6 +123,7 @@ impl Dev {
         let mut settings = nearring_router::settings::Settings::new(addresses);
         let variable = |name: &str| std::env::var(name).ok();
         self.models.apply(&mut settings, variable).map_err(|error| Failure::new(error.to_string()))?;
+        self.snapshots.apply(&mut settings, Some(self.data.join("snapshots")));
         let builder = RouterBuilder::new(settings)
             .more_embedders(self.models.local().map_err(|error| Failure::new(error.to_string()))?);
         let mut servers = start(&self.data, builder, (router, http), listeners, &node_ports, &stopping)?;

@@ -14,6 +14,7 @@ mod health;
 mod import;
 mod output;
 mod search;
+mod snapshot;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -60,6 +61,9 @@ enum Command {
     /// Create, list, describe or delete collections.
     #[command(subcommand)]
     Collection(collection::Collection),
+    /// Write snapshots of collections, and restore them.
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Ask one server, a node or a router, whether it serves. Fails where it does not.
     Health(health::Health),
     /// Look at the nodes and replicas.
@@ -108,6 +112,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(command) => command.run(context()?).await,
         Command::Ask(command) => command.run(context()?).await,
         Command::Collection(command) => command.run(context()?).await,
+        Command::Snapshot(command) => command.run(context()?).await,
         Command::Health(command) => {
             command.run(&cli.router, Duration::from_millis(u64::from(cli.deadline_ms)), output).await
         }

@@ -21,6 +21,7 @@ use super::{Answer, Asked, Body, Door, not_supported};
 use crate::failure::{Error, Kind};
 use crate::gateway::console::furthest;
 use crate::pipeline::Pipeline;
+use crate::snapshot::restore::MARK;
 use crate::strict::Limits;
 
 /// `PUT /collections/{name}`.
@@ -316,7 +317,12 @@ pub(super) async fn describe(State(door): State<Door>, Path(name): Path<String>,
     let indexed = indexed(&door.pipeline, &collection).await?;
     let echo = echo(&door.pipeline, &name).await?;
     let schema = schema(&door.pipeline, &collection.spec, &echo, &asked).await?;
-    Ok(asked.told(info(&collection.spec, points, &indexed, &echo, schema)))
+    let mut told = info(&collection.spec, points, &indexed, &echo, schema);
+    if !door.pipeline.attribute(&name, MARK).await?.is_empty() {
+        let message = "it is being restored from a snapshot, or that did not end; restore the same again, or delete it";
+        told["warnings"] = json!([{"message": message}]);
+    }
+    Ok(asked.told(told))
 }
 
 /// The payload indexes: those that were asked for here as they were written then, and those made elsewhere.

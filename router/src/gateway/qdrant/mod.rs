@@ -46,6 +46,7 @@ mod openapi;
 mod places;
 mod points;
 mod query;
+mod snapshots;
 mod strict;
 mod telemetry;
 pub(super) mod values;
@@ -88,7 +89,7 @@ pub fn app(pipeline: Pipeline) -> Router {
 
 /// Everything that is served, and described in `/openapi.json`.
 fn operations() -> Operations {
-    use Answers::{Bare, Flag, List, Object, Text, Written};
+    use Answers::{Bare, File, Flag, List, Object, Text, Written};
     const GET: MethodFilter = MethodFilter::GET;
     const PUT: MethodFilter = MethodFilter::PUT;
     const POST: MethodFilter = MethodFilter::POST;
@@ -150,6 +151,16 @@ fn operations() -> Operations {
         .on(POST, &at("/points/discover"), "Discover points", List, query::older::discover)
         .on(POST, &at("/points/discover/batch"), "Batch of discoveries", List, query::older::discover_batch)
         .on(POST, &at("/facet"), "Count values", Object, facets::facet)
+        .on(GET, &at("/snapshots"), "List snapshots", List, snapshots::list)
+        .on(POST, &at("/snapshots"), "Create snapshot", Object, snapshots::create)
+        .or_accepted(POST, &at("/snapshots"))
+        .on(GET, &at("/snapshots/{snapshot}"), "Download snapshot", File, snapshots::download)
+        .on(DELETE, &at("/snapshots/{snapshot}"), "Delete snapshot", Flag, snapshots::delete)
+        .or_accepted(DELETE, &at("/snapshots/{snapshot}"))
+        .on(PUT, &at("/snapshots/recover"), "Restore snapshot", Flag, snapshots::recover)
+        .or_accepted(PUT, &at("/snapshots/recover"))
+        .on(POST, &at("/snapshots/upload"), "Restore uploaded snapshot", Flag, snapshots::upload)
+        .or_accepted(POST, &at("/snapshots/upload"))
 }
 
 /// Refuses at once what is one too many, rather than keep it waiting with all its memory.
@@ -179,11 +190,13 @@ async fn ready(State(door): State<Door>) -> Response {
 async fn unknown(request: Request) -> Response {
     let known = [
         ("/locks", "locks"),
-        ("/snapshots", "snapshots"),
         ("/cluster", "cluster"),
         ("/shards", "shard keys"),
     ];
     let path = request.uri().path();
+    if let Some(answer) = snapshots::unknown(path) {
+        return answer;
+    }
     match known.iter().find(|(part, _)| path.contains(part)) {
         Some((_, name)) => not_supported(name).into_response(),
         None => status(StatusCode::NOT_FOUND, format!("there is no {path}")),

@@ -6,13 +6,14 @@
 //! result ([`Answers`]). What it deliberately does not do: describe `/v1` (OpenAI's API has a document of its own), the page, and
 //! fields of results.
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::handler::Handler;
 use axum::routing::{MethodFilter, on};
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
+use super::snapshots::AskedFor;
 use super::{Asked, Body, Door, Given, Parameters};
 
 /// The shape of an operation's result.
@@ -30,6 +31,8 @@ pub(super) enum Answers {
     Bare,
     /// A line of text, outside the envelope.
     Text,
+    /// A file.
+    File,
 }
 
 /// Routes and their description.
@@ -69,6 +72,22 @@ impl Part for Asked {
 impl<T: JsonSchema> Part for Given<T> {
     fn describe(to: &mut Described<'_>) {
         to.parameters::<T>();
+    }
+}
+
+impl<P: JsonSchema> Part for AskedFor<P> {
+    fn describe(to: &mut Described<'_>) {
+        to.parameters::<P>();
+    }
+}
+
+/// A form with a file: nothing else is read piece by piece.
+impl Part for Request {
+    fn describe(to: &mut Described<'_>) {
+        let file = json!({"type": "string", "format": "binary"});
+        let schema = json!({"type": "object", "properties": {"snapshot": file}});
+        let form = json!({"required": true, "content": {"multipart/form-data": {"schema": schema}}});
+        to.operation.insert("requestBody".to_owned(), form);
     }
 }
 
@@ -159,6 +178,20 @@ impl Operations {
         self
     }
 
+    /// The operation may answer before it is done, where the request says not to wait.
+    pub(super) fn or_accepted(mut self, method: MethodFilter, path: &str) -> Self {
+        if let Some(operation) = self.paths.get_mut(path).and_then(|entry| entry.get_mut(name(method))) {
+            let schema = json!({
+                "type": "object",
+                "required": ["status", "time"],
+                "properties": {"status": {"const": "accepted"}, "time": {"type": "number"}},
+            });
+            let content = json!({"application/json": {"schema": schema}});
+            operation["responses"]["202"] = json!({"description": "begun", "content": content});
+        }
+        self
+    }
+
     /// The routes, and the document.
     pub(super) fn finish(mut self, title: &str, version: &str) -> (Router<Door>, Value) {
         let mut schemas = self.schemas.take_definitions(true);
@@ -211,10 +244,12 @@ fn responses(answers: Answers) -> Value {
         Answers::List => json!({"type": "array"}),
         Answers::Object | Answers::Bare => json!({"type": "object"}),
         Answers::Text => json!({"type": "string"}),
+        Answers::File => json!({"type": "string", "format": "binary"}),
     };
     let content = match answers {
         Answers::Bare => json!({"application/json": {"schema": result}}),
         Answers::Text => json!({"text/plain": {"schema": result}}),
+        Answers::File => json!({"application/octet-stream": {"schema": result}}),
         _ => json!({"application/json": {"schema": {
             "type": "object",
             "required": ["result", "status", "time"],
@@ -293,7 +328,10 @@ mod tests {
             for (method, operation) in entry.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
                 assert!(ids.insert(operation["operationId"].to_string()), "{method} {path}: its id is not its own");
                 assert!(
-                    method == "get" || method == "delete" || operation.get("requestBody").is_some(),
+                    method == "get"
+                        || method == "delete"
+                        || operation.get("requestBody").is_some()
+                        || path.ends_with("/snapshots"),
                     "{method} {path}"
                 );
             }

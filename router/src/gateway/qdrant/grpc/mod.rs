@@ -12,8 +12,8 @@ use nearring_proto::qdrant as pb;
 use nearring_proto::qdrant::collections_server::{Collections, CollectionsServer};
 use nearring_proto::qdrant::points_server::{Points, PointsServer};
 use nearring_proto::qdrant::qdrant_server::{Qdrant, QdrantServer};
-use nearring_proto::qdrant::snapshots_server::{Snapshots, SnapshotsServer};
-use nearring_proto::qdrant::{collections_server, points_server, qdrant_server};
+use nearring_proto::qdrant::snapshots_server::SnapshotsServer;
+use nearring_proto::qdrant::{collections_server, points_server, qdrant_server, snapshots_server};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -34,10 +34,15 @@ use crate::pipeline::Pipeline;
 mod answer;
 mod plain;
 mod request;
+mod snapshots;
 
 /// The services that answer.
-pub const SERVICES: [&str; 3] =
-    [qdrant_server::SERVICE_NAME, collections_server::SERVICE_NAME, points_server::SERVICE_NAME];
+pub const SERVICES: [&str; 4] = [
+    qdrant_server::SERVICE_NAME,
+    collections_server::SERVICE_NAME,
+    points_server::SERVICE_NAME,
+    snapshots_server::SERVICE_NAME,
+];
 
 /// Adds the services to those that a server has. Requests may be compressed, as clients can be told to; answers are not, since
 /// clients say that they would take them so whether or not anybody asked for it.
@@ -617,32 +622,5 @@ impl Points for Service {
             time,
             usage: None,
         }))
-    }
-}
-
-#[tonic::async_trait]
-impl Snapshots for Service {
-    async fn create(&self, _: Request<pb::CreateSnapshotRequest>) -> Answered<pb::CreateSnapshotResponse> {
-        Err(not_supported("snapshots"))
-    }
-
-    async fn list(&self, _: Request<pb::ListSnapshotsRequest>) -> Answered<pb::ListSnapshotsResponse> {
-        Err(not_supported("snapshots"))
-    }
-
-    async fn delete(&self, _: Request<pb::DeleteSnapshotRequest>) -> Answered<pb::DeleteSnapshotResponse> {
-        Err(not_supported("snapshots"))
-    }
-
-    async fn create_full(&self, _: Request<pb::CreateFullSnapshotRequest>) -> Answered<pb::CreateSnapshotResponse> {
-        Err(not_supported("snapshots"))
-    }
-
-    async fn list_full(&self, _: Request<pb::ListFullSnapshotsRequest>) -> Answered<pb::ListSnapshotsResponse> {
-        Err(not_supported("snapshots"))
-    }
-
-    async fn delete_full(&self, _: Request<pb::DeleteFullSnapshotRequest>) -> Answered<pb::DeleteSnapshotResponse> {
-        Err(not_supported("snapshots"))
     }
 }
