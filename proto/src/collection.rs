@@ -639,7 +639,7 @@ pub(crate) mod tests {
     fn a_spec_out_of_bounds_is_refused_by_field() {
         assert_eq!(spec("books").check(), Ok(()));
         type Break = fn(&mut CollectionSpec);
-        let cases: [(&str, Break); 17] = [
+        let cases: [(&str, Break); 18] = [
             ("name", |s| s.name.clear()),
             ("name", |s| s.name = ".hidden".into()),
             ("name", |s| s.name = "a/b".into()),

@@ -110,6 +110,7 @@ fn way(
         ef_search: archived.index.ef_search,
         seal_points: archived.index.seal_points,
         sparse_vectors: archived.sparse_vectors.clone(),
+        ..Default::default()
     }))
 }
 

@@ -156,9 +156,10 @@ impl Hnsw {
     /// Where a setting is below what Qdrant takes; what is merely beyond what is kept here is clamped.
     fn check(&self) -> Result<(), Error> {
         match self.ef_construct {
-            Some(ef @ 0..4) => {
-                Err(super::out_of_bounds("hnsw_config.ef_construct", format!("value {ef} invalid, must be 4 or larger")))
-            }
+            Some(ef @ 0..4) => Err(super::out_of_bounds(
+                "hnsw_config.ef_construct",
+                format!("value {ef} invalid, must be 4 or larger"),
+            )),
             _ => Ok(()),
         }
     }

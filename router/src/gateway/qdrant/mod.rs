@@ -188,11 +188,7 @@ async fn ready(State(door): State<Door>) -> Response {
 }
 
 async fn unknown(request: Request) -> Response {
-    let known = [
-        ("/locks", "locks"),
-        ("/cluster", "cluster"),
-        ("/shards", "shard keys"),
-    ];
+    let known = [("/locks", "locks"), ("/cluster", "cluster"), ("/shards", "shard keys")];
     let path = request.uri().path();
     if let Some(answer) = snapshots::unknown(path) {
         return answer;

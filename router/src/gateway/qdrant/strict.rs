@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use nearring_proto::collection::{Collection, CollectionSpec};
-use nearring_proto::filter::Filter as Condition;
 use nearring_proto::vector::Vector;
 use serde_json::Value;
 use tokio::time::Instant;

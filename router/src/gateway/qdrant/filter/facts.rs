@@ -49,7 +49,7 @@ impl Condition {
                 simple(0, Option::Some((&of.key, Ability::ALL.to_vec())));
             }
             Self::HasId { has_id } => simple(has_id.len(), None),
-            Self::HasVector { .. } => simple(0, None),
+            Self::HasVector { .. } | Self::Slice { .. } => simple(0, None),
             Self::Nested { nested } => {
                 let key = below(above, &nested.key);
                 nested.filter.add(&if key.ends_with(']') { key } else { format!("{key}[]") }, facts);

@@ -39,8 +39,8 @@ pub(super) enum Pairs {
 
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub(super) struct PairOf {
-    positive: Example,
-    negative: Example,
+    pub(super) positive: Example,
+    pub(super) negative: Example,
 }
 
 #[derive(Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,13 @@ pub(super) struct Recommend {
     negative: Option<Vec<Example>>,
     #[serde(default)]
     strategy: Option<Strategy>,
+}
+
+impl Recommend {
+    /// Liked or not.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Example> {
+        self.positive.iter().chain(&self.negative).flatten()
+    }
 }
 
 /// Where the ids of a query are looked up.

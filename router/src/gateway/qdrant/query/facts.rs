@@ -1,6 +1,7 @@
 //! What a query asks, for [strict mode](crate::strict).
 use super::super::values::Vector;
-use super::{Asks, Discover, Example, LIMIT, OneOrMany, PairOf, Pairs, Query};
+use super::examples::{Discover, Example, PairOf, Pairs};
+use super::{Asks, LIMIT, OneOrMany, Query};
 use crate::strict::Search;
 
 /// Indices of a sparse vector that cost as much as a dense one.
@@ -33,11 +34,12 @@ impl Asks {
         let all = |examples: &mut dyn Iterator<Item = &Example>| examples.map(Example::cost).sum();
         match self {
             Self::Nearest { nearest: example, .. } | Self::Example(example) => example.cost(),
-            Self::Recommend { recommend } => all(&mut recommend.positive.iter().chain(&recommend.negative)),
+            Self::Recommend { recommend } => all(&mut recommend.all()),
             Self::Discover { discover: Discover { target, context } } => {
                 target.cost() + context.as_ref().map_or(0, Pairs::cost)
             }
             Self::Context { context } => context.cost(),
+            Self::Feedback { relevance_feedback } => all(&mut relevance_feedback.all()),
             _ => 1,
         }
     }

@@ -39,6 +39,11 @@ struct Naive {
 }
 
 impl Feedback {
+    /// The target and what was scored.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Example> {
+        std::iter::once(&self.target).chain(self.feedback.iter().map(|scored| &scored.example))
+    }
+
     /// The weight of the target, and of each example.
     ///
     /// # Errors
