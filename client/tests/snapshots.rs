@@ -47,7 +47,7 @@ fn point(number: u64) -> Value {
     let at = number as f64;
     let dense: Vec<f64> = (0..16).map(|row| (at * 0.37 + f64::from(row)).sin()).collect();
     let mut vector = json!({"": dense, "rows": [[at, 1.0, 2.0, 3.0], [0.5, at, 0.0, 1.0]]});
-    if number % 4 != 0 {
+    if !number.is_multiple_of(4) {
         vector["words"] = json!({"indices": [number % 50, 60 + number % 7], "values": [0.5, 1.0 + at]});
     }
     let lang = if number.is_multiple_of(2) { "en" } else { "de" };

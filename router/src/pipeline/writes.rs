@@ -78,9 +78,14 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::upsert`].
-    pub async fn upsert_stored(&self, collection: &str, points: Vec<Conditional>) -> Result<WriteAnswer, Error> {
+    pub async fn upsert_stored(
+        &self,
+        collection: &str,
+        points: Vec<Conditional>,
+        deadline: Duration,
+    ) -> Result<WriteAnswer, Error> {
         self.check_count(points.len(), "points")?;
-        let sending = self.sending(None, None);
+        let sending = self.sending(None, Some(deadline));
         let found = self.collection(collection, sending.until).await?;
         self.send_points(group_stored(&found.collection, points)?, &sending).await
     }

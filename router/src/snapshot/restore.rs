@@ -29,6 +29,10 @@ use crate::plan::ReadOptions;
 pub const MARK: &str = "restoring";
 /// Batches that are written at once.
 const WIDTH: usize = 4;
+/// Points of a batch. Small ones keep a busy node from answering late.
+const BATCH: usize = 500;
+/// How long one batch may take.
+const BATCH_WITHIN: Duration = Duration::from_secs(60);
 /// How often a batch is written before the restore gives up.
 const ATTEMPTS: u32 = 12;
 /// Between two attempts: first and longest.
@@ -136,7 +140,7 @@ pub async fn restore(
     let mut writes = FuturesUnordered::new();
     while let Some(part) = reader.next_part()? {
         let Part::Points(points) = part else { continue };
-        let most = pipeline.settings().limits.batch_points;
+        let most = pipeline.settings().limits.batch_points.min(BATCH);
         let mut points = points.into_iter().peekable();
         while points.peek().is_some() {
             let batch: Vec<Point> = points.by_ref().take(most).collect();
@@ -211,7 +215,7 @@ async fn write(pipeline: &Pipeline, name: &str, batch: Vec<Point>) -> Result<(),
     let mut attempt = 0;
     loop {
         let points = batch.iter().cloned().map(|point| (point, None)).collect();
-        let error = match pipeline.upsert_stored(name, points).await {
+        let error = match pipeline.upsert_stored(name, points, BATCH_WITHIN).await {
             Ok(answer) => match answer.errors.into_iter().next() {
                 None => return Ok(()),
                 Some(error) => Error::new(Kind::Unavailable, error.message),
