@@ -644,7 +644,7 @@ pub(crate) mod tests {
             ("name", |s| s.name = ".hidden".into()),
             ("name", |s| s.name = "a/b".into()),
             ("name", |s| s.name = "x".repeat(129)),
-            ("vectors", |s| s.vectors.extend((0..64).map(|at| (format!("v{at}"), s.vectors["l2"].clone())))),
+            ("vectors", |s| s.sparse_vectors.extend((0..64).map(|at| (format!("v{at}"), SparseSpec::default())))),
             ("vectors[\"l2\"].scalar", |s| s.vectors.get_mut("l2").unwrap().metric = Metric::L1),
             ("sparse_vectors[\"l2\"]", |s| s.sparse_vectors.extend([("l2".to_owned(), SparseSpec::default())])),
             ("multi_vectors[\"words\"]", |s| {
