@@ -735,11 +735,14 @@ async fn the_document_lists_what_is_served() {
         for method in entry.as_object().unwrap().keys().filter(|key| *key != "parameters") {
             // Names a collection that is not there, so that nothing is changed; a list is no body of any operation.
             let asked = path.replace("{collection}", "missing").replace("{id}", "1").replace("{field}", "f");
+            let asked = asked.replace("{vector}", "v").replace("{snapshot}", "s.snapshot");
             let (status, _, answer) = running.send(&method.to_uppercase(), &asked, "[]").await;
             let answer = String::from_utf8(answer.to_vec()).unwrap();
             assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             assert!(!answer.contains("there is no /"), "{method} {path}: {answer}");
-            assert!(!status.is_server_error(), "{method} {path}: {answer}");
+            // This router was given no directory for snapshots, and says so.
+            let no_directory = path.contains("/snapshots") && status == StatusCode::NOT_IMPLEMENTED;
+            assert!(no_directory || !status.is_server_error(), "{method} {path}: {answer}");
         }
     }
 }

@@ -474,7 +474,7 @@ async fn with_a_dead_node_and_a_leader_elsewhere_everything_works() {
     let again = wire::CollectionSpec { name: "c".into(), ..Default::default() };
     let refused =
         cluster.client.create_collection(wire::CreateCollectionRequest { format: 1, spec: Some(again) }).await;
-    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument, "no vectors");
+    assert_eq!(refused.unwrap_err().code(), Code::AlreadyExists, "that it has no vectors is no other mistake");
     let described = wire::DescribeCollectionRequest { format: 1, name: "c".into() };
     assert_eq!(cluster.client.describe_collection(described).await.unwrap().into_inner().shards, shards);
 
