@@ -1,6 +1,6 @@
 //! A form's parts out of a body's pieces, however those are cut (RFC 7578, RFC 2046 §5.1). Pure.
 //!
-//! It holds no more than a piece, a delimiter and a part's head ([`HEAD_BYTES_MAX`]): a file of any length passes through. What it
+//! It holds no more than a piece, a delimiter and a part's head (`HEAD_BYTES_MAX`): a file of any length passes through. What it
 //! deliberately does not read: transfer encodings (RFC 7578 §4.7 says not to send any), parts within parts.
 
 /// The longest head of a part.
