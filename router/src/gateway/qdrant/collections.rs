@@ -1,8 +1,9 @@
 //! Collections: created, described, changed, dropped.
 //!
-//! What has effect: vectors (size, distance, multivector_config), sparse vectors (modifier), `shard_number`, `replication_factor` (an even number counts as the next odd one:
-//! never fewer replicas than asked for), `hnsw_config.m` and `.ef_construct`. Everything else that Qdrant's clients send is
-//! taken and has none.
+//! What has effect: vectors (size, distance, multivector_config), sparse vectors (modifier), `shard_number`,
+//! `replication_factor` (an even number counts as the next odd one: never fewer replicas than asked for), `hnsw_config.m` and
+//! `.ef_construct`, and `strict_mode_config` (see `strict`). Everything else that Qdrant's clients send is taken,
+//! told again, and has none.
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 

@@ -212,26 +212,19 @@ impl QdrantFilter {
         collection: &str,
     ) -> Result<Option<Filter>, Error> {
         let Some(filter) = filter else { return Ok(None) };
-        let mut read = filter.clone().convert()?;
+        let mut filter = filter.convert()?;
         let mut asks = false;
-        each_words(&mut read, "", &mut |_, _| asks = true);
+        each_words(&mut filter, "", &mut |_, _| asks = true);
         let texts = match asks {
             true => super::collections::declared(pipeline, collection, "text").await?,
             false => BTreeSet::new(),
         };
-        filter.with_texts(&texts).map(Option::Some)
+        settled(filter, &texts).map(Option::Some)
     }
 
     /// As [`QdrantFilter::read`], where it is known for which paths a full-text index is declared.
     pub(super) fn with_texts(self, texts: &BTreeSet<String>) -> Result<Filter, Error> {
-        let mut filter = self.convert()?;
-        each_words(&mut filter, "", &mut |path, condition| {
-            if !texts.contains(path) {
-                by_letters(condition);
-            }
-        });
-        filter.check()?;
-        Ok(filter)
+        settled(self.convert()?, texts)
     }
 
     fn convert(self) -> Result<Filter, Error> {
@@ -260,6 +253,17 @@ impl QdrantFilter {
     }
 }
 
+/// The filter once it is settled which texts are made of words, checked.
+fn settled(mut filter: Filter, texts: &BTreeSet<String>) -> Result<Filter, Error> {
+    each_words(&mut filter, "", &mut |path, condition| {
+        if !texts.contains(path) {
+            by_letters(condition);
+        }
+    });
+    filter.check()?;
+    Ok(filter)
+}
+
 /// Calls with every condition on words, and its whole path; `at` is where the filter's own paths begin.
 fn each_words(filter: &mut Filter, at: &str, change: &mut dyn FnMut(&str, &mut Filter)) {
     let whole = |path: &str| if at.is_empty() { path.to_owned() } else { format!("{at}.{path}") };
@@ -280,15 +284,16 @@ fn each_words(filter: &mut Filter, at: &str, change: &mut dyn FnMut(&str, &mut F
 /// What a condition on words means where nothing says that the text is made of words.
 fn by_letters(condition: &mut Filter) {
     let Filter::Words { path, text, wanted } = condition else { return };
-    let contains = |text: &str| match text {
-        // Every string has the empty one in it.
-        "" => Filter::StartsWith { path: path.clone(), text: String::new() },
-        text => Filter::Contains { path: path.clone(), text: text.to_owned() },
-    };
     *condition = match wanted {
-        WantedWords::All | WantedWords::Phrase => contains(text),
-        WantedWords::Any => Filter::Any(text.split_whitespace().map(contains).collect()),
+        WantedWords::All | WantedWords::Phrase => containing(path, text),
+        WantedWords::Any => Filter::Any(text.split_whitespace().map(|part| containing(path, part)).collect()),
     };
+}
+
+/// Strings that have the text in them. Every string has the empty one in it.
+fn containing(path: &str, text: &str) -> Filter {
+    let (path, text) = (path.to_owned(), text.to_owned());
+    if text.is_empty() { Filter::StartsWith { path, text } } else { Filter::Contains { path, text } }
 }
 
 impl Condition {
@@ -340,10 +345,7 @@ impl Field {
                 Match::TextAny { text_any } => words(text_any, WantedWords::Any),
                 Match::Phrase { phrase } => words(phrase, WantedWords::Phrase),
                 Match::Prefix { prefix } => Filter::StartsWith { path: path.clone(), text: prefix },
-                Match::Substring { substring } if substring.is_empty() => {
-                    Filter::StartsWith { path: path.clone(), text: substring }
-                }
-                Match::Substring { substring } => Filter::Contains { path: path.clone(), text: substring },
+                Match::Substring { substring } => containing(&path, &substring),
                 Match::Any { any } => Filter::In { path: path.clone(), values: any },
                 Match::Except { except } => Filter::NotIn { path: path.clone(), values: except },
             });
